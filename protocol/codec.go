@@ -1,0 +1,60 @@
+package protocol
+
+import (
+	"fmt"
+
+	"github.com/fxamacker/cbor/v2"
+)
+
+// Limits of what a peer may send. Topic payloads are bounded by the broker
+// too; decoding checks again so that no transport is trusted.
+const (
+	MaxPayload   = 1 << 20   // bytes, any document on a topic
+	MaxDesired   = 256 << 10 // bytes, a desired document in a message; larger ones are fetched over HTTPS
+	MaxWorkloads = 1024      // in one desired document
+	MaxLabel     = 256       // bytes, a name, label key or value
+	MaxText      = 4 << 10   // bytes, a message for a person
+)
+
+var (
+	encMode = must(cbor.CoreDetEncOptions().EncMode())
+	decMode = must(cbor.DecOptions{
+		DupMapKey:        cbor.DupMapKeyEnforcedAPF,
+		IndefLength:      cbor.IndefLengthForbidden,
+		TagsMd:           cbor.TagsForbidden,
+		UTF8:             cbor.UTF8RejectInvalid,
+		MaxNestedLevels:  16,
+		MaxArrayElements: 1 << 17,
+		MaxMapPairs:      1 << 12,
+	}.DecMode())
+)
+
+// Marshal encodes a document of this package deterministically: equal values
+// give equal bytes.
+func Marshal(v any) ([]byte, error) { return encMode.Marshal(v) }
+
+// validator is a document that checks its own limits.
+type validator interface{ Validate() error }
+
+// Unmarshal decodes data into v, a pointer to a document of this package, and
+// checks its limits. Data over MaxPayload, with duplicate keys, invalid UTF-8,
+// tags or trailing bytes is refused.
+func Unmarshal(data []byte, v any) error {
+	if len(data) > MaxPayload {
+		return fmt.Errorf("document of %d bytes is over the limit of %d", len(data), MaxPayload)
+	}
+	if err := decMode.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("decode document: %w", err)
+	}
+	if d, ok := v.(validator); ok {
+		return d.Validate()
+	}
+	return nil
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}

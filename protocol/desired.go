@@ -1,0 +1,138 @@
+package protocol
+
+import (
+	"crypto/sha256"
+	"fmt"
+)
+
+// Desired is everything one host shall run. It replaces the document before
+// it; a workload that is not in it is to be removed. Written by control alone.
+type Desired struct {
+	Version    int        `cbor:"1,keyasint"`           // Version
+	Host       string     `cbor:"2,keyasint"`           // the host it is for; an agent refuses another's
+	Generation uint64     `cbor:"3,keyasint"`           // grows by at least one with every change
+	IssuedAt   int64      `cbor:"4,keyasint"`           // Unix seconds, for people; no decision hangs on it
+	Workloads  []Workload `cbor:"5,keyasint,omitempty"` // sorted by ID
+}
+
+// Wanted states of a workload.
+const (
+	WantRunning = "running"
+	WantStopped = "stopped" // the container goes, its files stay
+)
+
+// Restart policies.
+const (
+	RestartAlways    = "always"
+	RestartOnFailure = "on-failure" // exit code other than 0
+	RestartNever     = "never"
+)
+
+// Workload is one container that a host shall have.
+type Workload struct {
+	ID        string            `cbor:"1,keyasint"`            // env_… (later job_…, svc_…)
+	Revision  uint64            `cbor:"2,keyasint"`            // a new one means a new container: restart, rebuild, changed spec
+	Name      string            `cbor:"3,keyasint"`            // what people type; the container's hostname
+	Workspace string            `cbor:"4,keyasint"`            // ws_…
+	Want      string            `cbor:"5,keyasint"`            // WantRunning or WantStopped
+	Image     string            `cbor:"6,keyasint"`            // full reference with registry; "{control}" as registry means the built-in one
+	Command   []string          `cbor:"7,keyasint,omitempty"`  // empty: the container only waits for sessions
+	Env       map[string]string `cbor:"8,keyasint,omitempty"`  // added to the image's
+	User      string            `cbor:"9,keyasint,omitempty"`  // name or uid[:gid]; empty: the image's
+	Workdir   string            `cbor:"10,keyasint,omitempty"` // empty: the image's
+	GPUs      []string          `cbor:"11,keyasint,omitempty"` // UUIDs
+	Limits    Limits            `cbor:"12,keyasint"`
+	Mounts    []Mount           `cbor:"13,keyasint,omitempty"`
+	Restart   string            `cbor:"14,keyasint"`           // RestartAlways, RestartOnFailure or RestartNever
+	Grace     uint32            `cbor:"15,keyasint,omitempty"` // seconds between SIGTERM and SIGKILL; 0: 10
+	PullAuth  bool              `cbor:"16,keyasint,omitempty"` // ask control over HTTPS for credentials before pulling
+}
+
+// Limits bound what a container may use. Zero means no limit, but for Pids and
+// Shm, where zero means the agent's default (4096 and 64 MiB).
+type Limits struct {
+	MilliCPU uint64 `cbor:"1,keyasint,omitempty"` // thousandths of a core
+	Memory   uint64 `cbor:"2,keyasint,omitempty"` // bytes
+	Pids     uint64 `cbor:"3,keyasint,omitempty"`
+	Shm      uint64 `cbor:"4,keyasint,omitempty"` // bytes of /dev/shm
+	Disk     uint64 `cbor:"5,keyasint,omitempty"` // bytes of the writable layer
+}
+
+// Mount is a folder that the agent keeps for a workload or finds on the host.
+type Mount struct {
+	Target   string `cbor:"1,keyasint"`           // absolute path in the container
+	Volume   string `cbor:"2,keyasint,omitempty"` // name of a folder kept per workload; it lives until the workload leaves the document
+	HostPath string `cbor:"3,keyasint,omitempty"` // absolute path on the host; exactly one of Volume and HostPath is set
+	ReadOnly bool   `cbor:"4,keyasint,omitempty"`
+}
+
+// Digest returns the SHA-256 of the document's encoding.
+func (d *Desired) Digest() ([]byte, error) {
+	b, err := Marshal(d)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(b)
+	return sum[:], nil
+}
+
+// Validate checks version, host and the limits of every workload.
+func (d *Desired) Validate() error {
+	switch {
+	case d.Version != Version:
+		return fmt.Errorf("desired document has version %d, this agent knows %d: upgrade the agent", d.Version, Version)
+	case !ValidID(PrefixHost, d.Host):
+		return fmt.Errorf("desired document names no valid host: %.40q", d.Host)
+	case d.Generation == 0:
+		return fmt.Errorf("desired document has no generation")
+	case len(d.Workloads) > MaxWorkloads:
+		return fmt.Errorf("%d workloads are over the limit of %d", len(d.Workloads), MaxWorkloads)
+	}
+	seen := make(map[string]bool, len(d.Workloads))
+	for i := range d.Workloads {
+		w := &d.Workloads[i]
+		if err := w.validate(); err != nil {
+			return fmt.Errorf("workload %.40q: %w", w.ID, err)
+		}
+		if seen[w.ID] {
+			return fmt.Errorf("workload %s stands twice in the document", w.ID)
+		}
+		seen[w.ID] = true
+	}
+	return nil
+}
+
+func (w *Workload) validate() error {
+	switch {
+	case !validName(w.ID):
+		return fmt.Errorf("id may have only letters, digits, '-', '_' and at most 64 characters")
+	case w.Want != WantRunning && w.Want != WantStopped:
+		return fmt.Errorf("unknown wanted state %.40q", w.Want)
+	case w.Restart != RestartAlways && w.Restart != RestartOnFailure && w.Restart != RestartNever:
+		return fmt.Errorf("unknown restart policy %.40q", w.Restart)
+	case w.Image == "" || len(w.Image) > MaxLabel:
+		return fmt.Errorf("image reference is empty or over %d bytes", MaxLabel)
+	case !validName(w.Name):
+		return fmt.Errorf("name %.80q may have only letters, digits, '-', '_' and at most 64 characters", w.Name)
+	}
+	for _, m := range w.Mounts {
+		if err := m.validate(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m Mount) validate() error {
+	switch {
+	case !cleanAbs(m.Target) || m.Target == "/":
+		return fmt.Errorf("mount target %.80q is not a clean absolute path", m.Target)
+	case (m.Volume == "") == (m.HostPath == ""):
+		return fmt.Errorf("mount at %s needs a volume or a host path, not both", m.Target)
+	case m.Volume != "" && !validName(m.Volume):
+		return fmt.Errorf("volume name %.80q may have only letters, digits, '-' and '_'", m.Volume)
+	case m.HostPath != "" && !cleanAbs(m.HostPath):
+		return fmt.Errorf("host path %.80q is not a clean absolute path", m.HostPath)
+	}
+	return nil
+}

@@ -1,0 +1,125 @@
+package protocol
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+)
+
+// FrameType says what a frame of a session carries. A session is one program
+// in a container, with or without a terminal. Inside a StreamSession stream
+// both ends write frames: one byte of type, four bytes of length (big endian),
+// payload.
+//
+//	client                                helper in the container
+//	  | open (SessionOpen) ---------------->|
+//	  | stdin*, resize*, signal*, eof ----->|
+//	  |<------------------ stdout*, stderr* |
+//	  |<-------------- exit (SessionExit) --|  always the last frame
+type FrameType byte
+
+// Frame types. Numbers never change their meaning.
+const (
+	FrameOpen   FrameType = 1 // SessionOpen, first
+	FrameStdin  FrameType = 2
+	FrameEOF    FrameType = 3 // end of stdin, no payload
+	FrameResize FrameType = 4 // WindowSize
+	FrameSignal FrameType = 5 // name without SIG, "INT"
+	FrameStdout FrameType = 6
+	FrameStderr FrameType = 7
+	FrameExit   FrameType = 8 // SessionExit, last
+)
+
+// MaxFrame is the largest payload of a frame in bytes.
+const MaxFrame = 64 << 10
+
+// SessionOpen says what to run. With neither Command nor Args it is the user's
+// login shell.
+type SessionOpen struct {
+	Version int               `cbor:"1,keyasint"`
+	Command string            `cbor:"2,keyasint,omitempty"` // for the shell's -c, as ssh sends it
+	Args    []string          `cbor:"3,keyasint,omitempty"` // run as they are, without a shell
+	Env     map[string]string `cbor:"4,keyasint,omitempty"`
+	Term    string            `cbor:"5,keyasint,omitempty"` // TERM; empty: no terminal is made
+	Size    WindowSize        `cbor:"6,keyasint"`
+	User    string            `cbor:"7,keyasint,omitempty"` // empty: the container's
+}
+
+// WindowSize is a terminal's size in characters and pixels.
+type WindowSize struct {
+	Cols   uint16 `cbor:"1,keyasint"`
+	Rows   uint16 `cbor:"2,keyasint"`
+	Width  uint16 `cbor:"3,keyasint,omitempty"`
+	Height uint16 `cbor:"4,keyasint,omitempty"`
+}
+
+// SessionExit is how it ended.
+type SessionExit struct {
+	Version int    `cbor:"1,keyasint"`
+	Code    int    `cbor:"2,keyasint"`           // exit status; 128 + signal number when Signal is set
+	Signal  string `cbor:"3,keyasint,omitempty"` // name without SIG when a signal ended it
+	Message string `cbor:"4,keyasint,omitempty"` // why nothing could be run, for a person
+}
+
+// Validate checks the request's limits.
+func (o *SessionOpen) Validate() error {
+	if o.Version != Version || len(o.Args) > 4096 || len(o.Env) > 1024 || tooLong(o.Term, o.User) {
+		return fmt.Errorf("session request is of another version or over its limits")
+	}
+	return nil
+}
+
+// WriteFrame writes one frame with a single Write. Payload is at most MaxFrame
+// bytes.
+func WriteFrame(w io.Writer, t FrameType, payload []byte) error {
+	if len(payload) > MaxFrame {
+		return fmt.Errorf("frame of %d bytes is over the limit of %d", len(payload), MaxFrame)
+	}
+	buf := make([]byte, 5+len(payload))
+	buf[0] = byte(t)
+	binary.BigEndian.PutUint32(buf[1:], uint32(len(payload)))
+	copy(buf[5:], payload)
+	_, err := w.Write(buf)
+	return err
+}
+
+// WriteDocument writes one frame whose payload is the encoding of v.
+func WriteDocument(w io.Writer, t FrameType, v any) error {
+	b, err := Marshal(v)
+	if err != nil {
+		return err
+	}
+	return WriteFrame(w, t, b)
+}
+
+// FrameReader reads frames. It is not safe for concurrent use.
+type FrameReader struct {
+	r   io.Reader
+	buf []byte
+}
+
+// NewFrameReader returns a reader of frames from r; r should be buffered.
+func NewFrameReader(r io.Reader) *FrameReader { return &FrameReader{r: r, buf: make([]byte, 4096)} }
+
+// Next returns the next frame; payload is valid until the call after. At the
+// end between two frames the error is io.EOF, inside one io.ErrUnexpectedEOF.
+func (f *FrameReader) Next() (t FrameType, payload []byte, err error) {
+	var head [5]byte
+	if _, err := io.ReadFull(f.r, head[:]); err != nil {
+		return 0, nil, err
+	}
+	n := binary.BigEndian.Uint32(head[1:])
+	if n > MaxFrame {
+		return 0, nil, fmt.Errorf("frame of %d bytes is over the limit of %d", n, MaxFrame)
+	}
+	if int(n) > len(f.buf) {
+		f.buf = make([]byte, MaxFrame)
+	}
+	if _, err := io.ReadFull(f.r, f.buf[:n]); err != nil {
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return 0, nil, err
+	}
+	return FrameType(head[0]), f.buf[:n], nil
+}

@@ -1,0 +1,82 @@
+package protocol
+
+import (
+	"crypto"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+
+	"github.com/veraison/go-cose"
+)
+
+// desiredAAD binds a signature to its use: what is signed for one purpose is
+// worth nothing for another.
+var desiredAAD = []byte("remotegpu desired v1")
+
+// ErrSignature says that no pinned key signed the document.
+var ErrSignature = errors.New("no pinned key of the control plane signed this document")
+
+// KeyID returns the id of a public key in COSE headers: the first 8 bytes of
+// its SHA-256.
+func KeyID(key ed25519.PublicKey) []byte {
+	sum := sha256.Sum256(key)
+	return sum[:8]
+}
+
+// Sign encodes d and wraps it in a COSE_Sign1 (RFC 9052) by key, EdDSA.
+func Sign(d *Desired, key ed25519.PrivateKey) ([]byte, error) {
+	if err := d.Validate(); err != nil {
+		return nil, err
+	}
+	payload, err := Marshal(d)
+	if err != nil {
+		return nil, err
+	}
+	signer, err := cose.NewSigner(cose.AlgorithmEdDSA, crypto.Signer(key))
+	if err != nil {
+		return nil, err
+	}
+	msg := cose.NewSign1Message()
+	msg.Payload = payload
+	msg.Headers.Protected[cose.HeaderLabelAlgorithm] = cose.AlgorithmEdDSA
+	msg.Headers.Protected[cose.HeaderLabelKeyID] = KeyID(key.Public().(ed25519.PublicKey))
+	if err := msg.Sign(rand.Reader, desiredAAD, signer); err != nil {
+		return nil, fmt.Errorf("sign desired document: %w", err)
+	}
+	return msg.MarshalCBOR()
+}
+
+// Verify returns the document in a COSE_Sign1 that one of the pinned keys
+// signed for host. It never looks at the payload before the signature holds.
+func Verify(data []byte, host string, pinned []ed25519.PublicKey) (*Desired, error) {
+	if len(data) > MaxPayload {
+		return nil, fmt.Errorf("signed document of %d bytes is over the limit of %d", len(data), MaxPayload)
+	}
+	var msg cose.Sign1Message
+	if err := msg.UnmarshalCBOR(data); err != nil {
+		return nil, fmt.Errorf("not a signed document: %w", err)
+	}
+	if !signedByAny(&msg, pinned) {
+		return nil, ErrSignature
+	}
+	var d Desired
+	if err := Unmarshal(msg.Payload, &d); err != nil {
+		return nil, err
+	}
+	if d.Host != host {
+		return nil, fmt.Errorf("document is for host %s, this is %s", d.Host, host)
+	}
+	return &d, nil
+}
+
+func signedByAny(msg *cose.Sign1Message, pinned []ed25519.PublicKey) bool {
+	for _, key := range pinned {
+		verifier, err := cose.NewVerifier(cose.AlgorithmEdDSA, key)
+		if err == nil && msg.Verify(desiredAAD, verifier) == nil {
+			return true
+		}
+	}
+	return false
+}
