@@ -34,13 +34,13 @@ func Sign(d *Desired, key ed25519.PrivateKey) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	signer, err := cose.NewSigner(cose.AlgorithmEdDSA, crypto.Signer(key))
+	signer, err := cose.NewSigner(cose.AlgorithmEd25519, crypto.Signer(key))
 	if err != nil {
 		return nil, err
 	}
 	msg := cose.NewSign1Message()
 	msg.Payload = payload
-	msg.Headers.Protected[cose.HeaderLabelAlgorithm] = cose.AlgorithmEdDSA
+	msg.Headers.Protected[cose.HeaderLabelAlgorithm] = cose.AlgorithmEd25519
 	msg.Headers.Protected[cose.HeaderLabelKeyID] = KeyID(key.Public().(ed25519.PublicKey))
 	if err := msg.Sign(rand.Reader, desiredAAD, signer); err != nil {
 		return nil, fmt.Errorf("sign desired document: %w", err)
@@ -73,7 +73,7 @@ func Verify(data []byte, host string, pinned []ed25519.PublicKey) (*Desired, err
 
 func signedByAny(msg *cose.Sign1Message, pinned []ed25519.PublicKey) bool {
 	for _, key := range pinned {
-		verifier, err := cose.NewVerifier(cose.AlgorithmEdDSA, key)
+		verifier, err := cose.NewVerifier(cose.AlgorithmEd25519, key)
 		if err == nil && msg.Verify(desiredAAD, verifier) == nil {
 			return true
 		}
