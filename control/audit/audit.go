@@ -1,0 +1,160 @@
+// Package audit keeps who did what, so that nobody can change it unseen.
+//
+// It owns the table audit_entries and its hash chain. Its invariant: an entry
+// is written in the transaction of what it tells of, so there is none without
+// the other; Seal chains entries in the order in which they commit, and Verify
+// finds any that was changed, removed or slipped in after.
+package audit
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/remotegpu/remotegpu/control/auth"
+	"github.com/remotegpu/remotegpu/control/pg"
+)
+
+// Entry is one line of the log.
+type Entry struct {
+	ID        int64           `db:"id" json:"id"`
+	At        time.Time       `db:"at" json:"at"`
+	Actor     string          `db:"actor" json:"actor" doc:"User, host or part of the control plane"`
+	Action    string          `db:"action" json:"action" doc:"noun.verb"`
+	Target    string          `db:"target" json:"target,omitempty" doc:"Id of what it was done to"`
+	Workspace string          `db:"workspace" json:"workspace,omitempty"`
+	Remote    string          `db:"remote" json:"remote,omitempty" doc:"Address that the caller was seen at"`
+	Detail    json.RawMessage `db:"detail" json:"detail"`
+	Seal      *int64          `db:"seal" json:"seal,omitempty" doc:"Place in the hash chain; absent for the first seconds"`
+	Hash      []byte          `db:"hash" json:"-"`
+}
+
+const columns = "id, at, actor, action, target, workspace, remote, detail, seal, hash"
+
+// Record writes that c did action to target, in the transaction that does it.
+// Detail becomes JSON; it must hold no secret. Nil means none.
+func Record(ctx context.Context, db pg.DB, c auth.Caller, action auth.Action, target, workspace string, detail any) error {
+	if detail == nil {
+		detail = struct{}{}
+	}
+	b, err := json.Marshal(detail)
+	if err != nil {
+		return fmt.Errorf("encode audit detail: %w", err)
+	}
+	_, err = db.Exec(ctx, `insert into audit_entries (actor, action, target, workspace, remote, detail)
+		values ($1, $2, $3, $4, $5, $6)`, c.ID, string(action), target, workspace, c.Remote, b)
+	if err != nil {
+		return fmt.Errorf("write audit entry: %w", err)
+	}
+	return nil
+}
+
+// Filter narrows a List; zero fields mean any.
+type Filter struct {
+	Workspace string
+	Actor     string
+	Before    int64 // id
+	Limit     int   // 0: 100
+}
+
+// List returns entries, newest first.
+func List(ctx context.Context, db pg.DB, c auth.Caller, f Filter) ([]Entry, error) {
+	if err := c.Require(auth.AuditRead, ""); err != nil {
+		return nil, err
+	}
+	if f.Limit <= 0 || f.Limit > 1000 {
+		f.Limit = 100
+	}
+	rows, err := db.Query(ctx, `select `+columns+` from audit_entries
+		where ($1 = '' or workspace = $1) and ($2 = '' or actor = $2) and ($3 = 0 or id < $3)
+		order by id desc limit $4`, f.Workspace, f.Actor, f.Before, f.Limit)
+	if err != nil {
+		return nil, fmt.Errorf("list audit entries: %w", err)
+	}
+	return pgx.CollectRows(rows, pgx.RowToStructByName[Entry])
+}
+
+const sealDelay = 5 * time.Second
+
+// Run seals new entries every few seconds until ctx ends.
+func Run(ctx context.Context, pool *pg.Pool, log *slog.Logger) error {
+	for {
+		if err := Seal(ctx, pool); err != nil && ctx.Err() == nil {
+			log.Error("seal audit log", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(sealDelay):
+		}
+	}
+}
+
+// Seal extends the chain over the entries that are not in it yet. Only one
+// server does so at a time.
+func Seal(ctx context.Context, pool *pg.Pool) error {
+	return pg.InTx(ctx, pool, func(tx pg.Tx) error {
+		if _, err := tx.Exec(ctx, "select pg_advisory_xact_lock(hashtext('audit seal'))"); err != nil {
+			return err
+		}
+		var last []byte
+		var place int64
+		err := tx.QueryRow(ctx, "select seal, hash from audit_entries where seal is not null order by seal desc limit 1").Scan(&place, &last)
+		if err != nil && !pg.IsNone(err) {
+			return err
+		}
+		rows, err := tx.Query(ctx, `select `+columns+` from audit_entries
+			where seal is null order by id limit 10000`)
+		if err != nil {
+			return err
+		}
+		entries, err := pgx.CollectRows(rows, pgx.RowToStructByName[Entry])
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			last, place = e.link(last), place+1
+			if _, err := tx.Exec(ctx, "update audit_entries set seal = $2, hash = $3 where id = $1", e.ID, place, last); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// link returns the hash of the entry, chained to the one sealed before it.
+func (e *Entry) link(before []byte) []byte {
+	h := sha256.New()
+	h.Write(before)
+	var detail bytes.Buffer
+	_ = json.Compact(&detail, e.Detail) // stored as jsonb: always valid
+	fmt.Fprintf(h, "%d\n%d\n%q %q %q %q %q\n%s", e.ID, e.At.UnixMicro(), e.Actor, e.Action, e.Target, e.Workspace, e.Remote, detail.Bytes())
+	return h.Sum(nil)
+}
+
+// Verify walks the chain and returns the id of the first entry that does not
+// fit it, or 0 when all fit.
+func Verify(ctx context.Context, db pg.DB) (broken int64, err error) {
+	rows, err := db.Query(ctx, `select `+columns+` from audit_entries where seal is not null order by seal`)
+	if err != nil {
+		return 0, fmt.Errorf("read audit chain: %w", err)
+	}
+	defer rows.Close()
+	var last []byte
+	for rows.Next() {
+		e, err := pgx.RowToStructByName[Entry](rows)
+		if err != nil {
+			return 0, err
+		}
+		if last = e.link(last); !bytes.Equal(last, e.Hash) {
+			return e.ID, nil
+		}
+	}
+	return 0, rows.Err()
+}

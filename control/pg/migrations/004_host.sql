@@ -1,0 +1,2 @@
+-- host: nothing yet
+select 1;

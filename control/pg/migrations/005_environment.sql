@@ -1,0 +1,2 @@
+-- environment: nothing yet
+select 1;

@@ -1,0 +1,2 @@
+-- scheduler: nothing yet
+select 1;

@@ -1,0 +1,2 @@
+-- dispatch: nothing yet
+select 1;

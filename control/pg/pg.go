@@ -1,0 +1,159 @@
+// Package pg is how the control plane speaks to PostgreSQL.
+//
+// It owns connecting, migrations, transactions, notifications and the private
+// server that runs when no database URL is given. It knows no table but
+// tern's; SQL stands in the store.go of each module. Its invariant: after
+// Open, the schema is the one this program was built with.
+package pg
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/tern/v2/migrate"
+)
+
+// DB is a pool or a transaction: what a store function needs.
+type DB interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// Pool is a set of connections to one database.
+type Pool = pgxpool.Pool
+
+// Tx is a transaction. Functions that take a Tx and not a DB write more than
+// one row and must not be torn apart.
+type Tx = pgx.Tx
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Open connects to url, a PostgreSQL connection string, and brings the schema
+// up to date. Several servers may do so at once: a lock lets one of them work.
+func Open(ctx context.Context, url string) (*Pool, error) {
+	cfg, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, fmt.Errorf("parse database URL: %w", err)
+	}
+	cfg.MaxConnLifetimeJitter = 10 * time.Minute
+	if cfg.ConnConfig.ConnectTimeout == 0 {
+		cfg.ConnConfig.ConnectTimeout = 10 * time.Second
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connect to database: %w", err)
+	}
+	if err := Migrate(ctx, pool); err != nil {
+		pool.Close()
+		return nil, err
+	}
+	return pool, nil
+}
+
+// Migrate applies the migrations that the database has not seen.
+func Migrate(ctx context.Context, pool *Pool) error {
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		return fmt.Errorf("connect to database: %w", err)
+	}
+	defer conn.Release()
+	m, err := migrate.NewMigrator(ctx, conn.Conn(), "schema_version")
+	if err != nil {
+		return fmt.Errorf("prepare migrations: %w", err)
+	}
+	dir, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return err
+	}
+	if err := m.LoadMigrations(dir); err != nil {
+		return fmt.Errorf("load migrations: %w", err)
+	}
+	if err := m.Migrate(ctx); err != nil {
+		return fmt.Errorf("migrate database: %w", err)
+	}
+	return nil
+}
+
+// InTx runs fn in one transaction: committed when fn returns nil, else rolled
+// back. When PostgreSQL reports a serialization failure or a deadlock fn runs
+// again, up to three times in all.
+func InTx(ctx context.Context, pool *Pool, fn func(tx Tx) error) error {
+	var err error
+	for range 3 {
+		err = pgx.BeginFunc(ctx, pool, fn)
+		if code := Code(err); code != "40001" && code != "40P01" {
+			return err
+		}
+	}
+	return err
+}
+
+// Code returns the SQLSTATE in err, or "".
+func Code(err error) string {
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return e.Code
+	}
+	return ""
+}
+
+// IsUnique reports whether err is a violation of the named unique constraint or index; an
+// empty name stands for any.
+func IsUnique(err error, constraint string) bool {
+	e, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && e.Code == "23505" && (constraint == "" || e.ConstraintName == constraint)
+}
+
+// IsNone reports whether err says that a query returned no row.
+func IsNone(err error) bool { return errors.Is(err, pgx.ErrNoRows) }
+
+// Notify wakes every Listen on channel when tx commits. Payload is at most 8000
+// bytes.
+func Notify(ctx context.Context, db DB, channel, payload string) error {
+	if _, err := db.Exec(ctx, "select pg_notify($1, $2)", channel, payload); err != nil {
+		return fmt.Errorf("notify %s: %w", channel, err)
+	}
+	return nil
+}
+
+// Listen calls fn for every notification on channel until ctx ends. After every
+// (re)connection it calls fn with an empty payload first, so that nothing sent
+// before is missed: fn then looks for itself.
+func Listen(ctx context.Context, pool *Pool, channel string, fn func(payload string)) error {
+	for ctx.Err() == nil {
+		_ = listenOnce(ctx, pool, channel, fn) // a lost connection is not worth a line: the next try tells
+		select {
+		case <-ctx.Done():
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+func listenOnce(ctx context.Context, pool *Pool, channel string, fn func(string)) error {
+	pooled, err := pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	conn := pooled.Hijack() // a listening connection must not go back to others
+	defer conn.Close(context.WithoutCancel(ctx))
+	if _, err := conn.Exec(ctx, "listen "+pgx.Identifier{channel}.Sanitize()); err != nil {
+		return err
+	}
+	fn("")
+	for {
+		n, err := conn.WaitForNotification(ctx)
+		if err != nil {
+			return err
+		}
+		fn(n.Payload)
+	}
+}

@@ -1,0 +1,79 @@
+package web
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"net/http"
+	"strings"
+
+	"github.com/remotegpu/remotegpu/control/auth"
+	"github.com/remotegpu/remotegpu/control/errs"
+	"github.com/remotegpu/remotegpu/protocol"
+)
+
+// Authenticate finds out who sends a request. Credentials that are shown and
+// wrong are an error; none at all is nobody.
+type Authenticate func(r *http.Request) (auth.Caller, error)
+
+// Handler returns the way in for all routes: it gives every request an id and
+// a caller. Behind a proxy that is trusted, the address that the proxy saw
+// counts.
+func (a *API) Handler(who Authenticate, trustProxy bool) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := protocol.NewID(protocol.PrefixRequest)
+		head := w.Header()
+		head.Set("X-Request-Id", id)
+		head.Set("X-Content-Type-Options", "nosniff")
+		head.Set("Referrer-Policy", "no-referrer")
+		head.Set("X-Frame-Options", "DENY")
+		if r.TLS != nil {
+			head.Set("Strict-Transport-Security", "max-age=31536000")
+		}
+		caller, err := who(r)
+		if err != nil {
+			a.Fail(w, r, err)
+			return
+		}
+		caller.Remote = remote(r, trustProxy)
+		ctx := context.WithValue(auth.With(r.Context(), caller), requestKey{}, id)
+		a.mux.ServeHTTP(w, r.WithContext(ctx))
+	})
+}
+
+// Fail answers a Raw route with a problem document.
+func (a *API) Fail(w http.ResponseWriter, r *http.Request, err error) {
+	kind, text := errs.KindOf(err), errs.Text(err)
+	if kind == errs.Internal {
+		a.log.Error("request failed", "req", w.Header().Get("X-Request-Id"), "err", err)
+		text = "Internal error. The server's log tells more under request " + w.Header().Get("X-Request-Id") + "."
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(statuses[kind])
+	_ = json.NewEncoder(w).Encode(map[string]any{ // the peer may be gone
+		"title": http.StatusText(statuses[kind]), "status": statuses[kind], "detail": text,
+	})
+}
+
+type requestKey struct{}
+
+// RequestID returns the id of the request that ctx belongs to.
+func RequestID(ctx context.Context) string {
+	id, _ := ctx.Value(requestKey{}).(string)
+	return id
+}
+
+// remote returns the address of the caller without port.
+func remote(r *http.Request, trustProxy bool) string {
+	if trustProxy {
+		if last := r.Header.Values("X-Forwarded-For"); len(last) > 0 {
+			hops := strings.Split(last[len(last)-1], ",")
+			return strings.TrimSpace(hops[len(hops)-1])
+		}
+	}
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	return host
+}
