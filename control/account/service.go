@@ -1,0 +1,193 @@
+package account
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/time/rate"
+
+	"github.com/remotegpu/remotegpu/control/audit"
+	"github.com/remotegpu/remotegpu/control/auth"
+	"github.com/remotegpu/remotegpu/control/errs"
+	"github.com/remotegpu/remotegpu/control/pg"
+	"github.com/remotegpu/remotegpu/protocol"
+)
+
+// Service does everything with accounts.
+type Service struct {
+	pool *pg.Pool
+
+	mu     sync.Mutex // guards logins
+	logins map[string]*rate.Limiter
+}
+
+// New returns the service on pool.
+func New(pool *pg.Pool) *Service {
+	return &Service{pool: pool, logins: map[string]*rate.Limiter{}}
+}
+
+// Bootstrap makes the first platform admin when there is no user yet, and
+// reports whether it did.
+func (s *Service) Bootstrap(ctx context.Context, email, password string) (User, bool, error) {
+	if u, _, err := userByEmail(ctx, s.pool, email); err == nil {
+		return u, false, nil
+	}
+	u, err := s.CreateUser(ctx, auth.System("bootstrap"), User{Email: email, Name: "Admin", Admin: true}, password)
+	return u, err == nil, err
+}
+
+// CreateUser makes a user with a password.
+func (s *Service) CreateUser(ctx context.Context, c auth.Caller, u User, password string) (User, error) {
+	if err := c.Require(auth.UserManage, ""); err != nil {
+		return User{}, err
+	}
+	if err := validEmail(u.Email); err != nil {
+		return User{}, err
+	}
+	if err := validPassword(password); err != nil {
+		return User{}, err
+	}
+	u.ID, u.CreatedAt = protocol.NewID(protocol.PrefixUser), time.Now()
+	if u.Name == "" {
+		u.Name, _, _ = strings.Cut(u.Email, "@")
+	}
+	err := pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
+		if err := insertUser(ctx, tx, u, hashPassword(password)); err != nil {
+			return err
+		}
+		return audit.Record(ctx, tx, c, auth.UserManage, u.ID, "", map[string]any{"created": u.Email, "admin": u.Admin})
+	})
+	if pg.IsUnique(err, "users_email") {
+		return User{}, errs.Ef(errs.Conflict, "There is a user with the address %s already.", u.Email)
+	}
+	return u, err
+}
+
+// Users lists all users.
+func (s *Service) Users(ctx context.Context, c auth.Caller) ([]User, error) {
+	if err := c.Require(auth.UserManage, ""); err != nil {
+		return nil, err
+	}
+	return listUsers(ctx, s.pool)
+}
+
+// SetDisabled turns a user off, which ends their sessions, or on again.
+func (s *Service) SetDisabled(ctx context.Context, c auth.Caller, user string, disabled bool) error {
+	if err := c.Require(auth.UserManage, ""); err != nil {
+		return err
+	}
+	if user == c.ID {
+		return errs.E(errs.Invalid, "You cannot disable yourself; let another platform admin do it.")
+	}
+	return pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
+		if _, err := userByID(ctx, tx, user); err != nil {
+			return noUser(err)
+		}
+		if err := setDisabled(ctx, tx, user, disabled); err != nil {
+			return err
+		}
+		return audit.Record(ctx, tx, c, auth.UserManage, user, "", map[string]any{"disabled": disabled})
+	})
+}
+
+// Login checks a password and opens a session.
+func (s *Service) Login(ctx context.Context, c auth.Caller, email, password string) (secret string, u User, err error) {
+	u, err = s.CheckPassword(ctx, c.Remote, email, password)
+	if err != nil {
+		return "", User{}, err
+	}
+	secret, hash := newSecret(sessionPrefix)
+	err = pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
+		if err := insertSession(ctx, tx, hash, u.ID, time.Now().Add(sessionLife)); err != nil {
+			return err
+		}
+		c.ID = u.ID
+		return audit.Record(ctx, tx, c, auth.SessionCreate, u.ID, "", nil)
+	})
+	return secret, u, err
+}
+
+// Logout ends the session of secret.
+func (s *Service) Logout(ctx context.Context, secret string) error {
+	return deleteSession(ctx, s.pool, hashSecret(secret))
+}
+
+// CheckPassword returns the user whose address and password these are. Tries
+// are limited per caller's address, so that guessing is slow and nobody can
+// lock somebody else out.
+func (s *Service) CheckPassword(ctx context.Context, remote, email, password string) (User, error) {
+	if !s.limiter(remote).Allow() {
+		return User{}, errs.E(errs.Unavailable, "Too many logins from your address; try again in a minute.")
+	}
+	u, hash, err := userByEmail(ctx, s.pool, email)
+	if err != nil && !pg.IsNone(err) {
+		return User{}, fmt.Errorf("find user: %w", err)
+	}
+	if !checkPassword(hash, password) || u.Disabled {
+		return User{}, errs.E(errs.Unauthenticated, "E-mail address or password is wrong.")
+	}
+	return u, nil
+}
+
+func (s *Service) limiter(remote string) *rate.Limiter {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.logins) > 10000 {
+		clear(s.logins) // an attacker with so many addresses is slowed down by argonSlots
+	}
+	l, ok := s.logins[remote]
+	if !ok {
+		l = rate.NewLimiter(rate.Every(6*time.Second), 10)
+		s.logins[remote] = l
+	}
+	return l
+}
+
+// BySecret returns the caller behind an API token or session secret.
+func (s *Service) BySecret(ctx context.Context, secret string) (auth.Caller, error) {
+	if !strings.HasPrefix(secret, tokenPrefix) && !strings.HasPrefix(secret, sessionPrefix) {
+		return auth.Caller{}, errs.E(errs.Unauthenticated, "This is not an API token of RemoteGPU (they start with rgt_).")
+	}
+	u, token, err := userBySecret(ctx, s.pool, hashSecret(secret))
+	if pg.IsNone(err) {
+		return auth.Caller{}, errs.E(errs.Unauthenticated, "The token is unknown, expired or revoked; log in again with remotegpu login.")
+	} else if err != nil {
+		return auth.Caller{}, fmt.Errorf("find token: %w", err)
+	}
+	return s.caller(ctx, u, token)
+}
+
+// ByKey returns the caller behind an SSH key, by fingerprint.
+func (s *Service) ByKey(ctx context.Context, key ssh.PublicKey) (auth.Caller, error) {
+	u, err := userByFingerprint(ctx, s.pool, ssh.FingerprintSHA256(key))
+	if pg.IsNone(err) {
+		return auth.Caller{}, errs.E(errs.Unauthenticated, "This SSH key is not registered; add it with: remotegpu key add FILE.pub")
+	} else if err != nil {
+		return auth.Caller{}, fmt.Errorf("find key: %w", err)
+	}
+	return s.caller(ctx, u, "")
+}
+
+// ByUser returns the caller that a user is, after CheckPassword.
+func (s *Service) ByUser(ctx context.Context, u User) (auth.Caller, error) {
+	return s.caller(ctx, u, "")
+}
+
+func (s *Service) caller(ctx context.Context, u User, token string) (auth.Caller, error) {
+	roles, err := rolesOf(ctx, s.pool, u.ID)
+	if err != nil {
+		return auth.Caller{}, err
+	}
+	return auth.Caller{Kind: auth.KindUser, ID: u.ID, Name: u.Email, Admin: u.Admin, Roles: roles, Token: token}, nil
+}
+
+func noUser(err error) error {
+	if pg.IsNone(err) {
+		return errs.E(errs.NotFound, "There is no such user.")
+	}
+	return err
+}
