@@ -114,6 +114,8 @@ option() {
 
 # settle completes the options from an earlier run's settings, then defaults.
 settle() {
+	: "${PROXY:=${https_proxy:-${HTTPS_PROXY:-${all_proxy:-${ALL_PROXY:-}}}}}"
+	BYPASS=${no_proxy:-${NO_PROXY:-}}
 	if [ -r "$ETC/agent.env" ]; then
 		# shellcheck disable=SC1091 # our own file, written below
 		. "$ETC/agent.env"
@@ -122,8 +124,8 @@ settle() {
 	RUN_DIR=${REMOTEGPU_RUN_DIR:-/run/remotegpu}
 	SOCKET=${SOCKET:-${REMOTEGPU_CONTAINERD:-/run/containerd/containerd.sock}}
 	GPU_SOURCE=${GPU_SOURCE:-${REMOTEGPU_GPU_SOURCE:-auto}}
-	PROXY=${PROXY:-${https_proxy:-${HTTPS_PROXY:-${all_proxy:-${ALL_PROXY:-}}}}}
-	BYPASS=${no_proxy:-${NO_PROXY:-}}
+	PROXY=${PROXY:-${https_proxy:-}}
+	BYPASS=${BYPASS:-${no_proxy:-}}
 	case $PROXY$BYPASS in
 	*"'"* | *'"'* | *\\*) die "the proxy settings must have no quotes or backslashes." ;;
 	esac
@@ -262,6 +264,7 @@ download() {
 	fetch remotegpu-helper "$LIB/remotegpu-helper"
 	fetch remotegpu-nvml "$LIB/remotegpu-nvml"
 	[ -z "$CHANGED" ] || say "downloaded and checked:$CHANGED"
+	get "$URL/install.sh" "$STAGE/install.sh" # kept for --uninstall without a network
 }
 
 # Packages
@@ -286,13 +289,13 @@ install_packages() {
 	[ -n "$PACKAGES" ] || return 0
 	say "installing$PACKAGES"
 	tool=$(packager)
+	[ -n "$tool" ] || die "packages are missing and none of apt-get, dnf, yum, zypper is here to install them: install$PACKAGES, then run this again."
 	status=0
 	# shellcheck disable=SC2086 # PACKAGES is a list
 	case $tool in
 	apt-get) apt_install $PACKAGES ;;
 	dnf | yum) rpm_install "$tool" $PACKAGES ;;
 	zypper) zypper --non-interactive --quiet install --no-recommends $PACKAGES ;;
-	*) die "packages are missing and none of apt-get, dnf, yum, zypper is here to install them: install$PACKAGES, then run this again." ;;
 	esac >"$STAGE/packages" 2>&1 || status=$?
 	[ "$status" = 0 ] || die "$tool could not install$PACKAGES ($(grep -v '^ *$' "$STAGE/packages" | tail -n 1)): install them by hand, then run this again."
 	PACKAGES=''
@@ -316,6 +319,7 @@ rpm_install() {
 		if ! "$pm" -q list containerd >/dev/null 2>&1; then
 			[ -e /etc/yum.repos.d/docker-ce.repo ] || docker_repo >/etc/yum.repos.d/docker-ce.repo
 			# Docker's package brings its own runc.
+			# shellcheck disable=SC2046 # a list of packages
 			set -- $(printf '%s\n' "$@" | sed -e 's/^containerd$/containerd.io/' -e '/^runc$/d')
 		fi
 		;;
@@ -387,19 +391,19 @@ join() {
 	[ -z "$NAME" ] || set -- "$@" --name "$NAME"
 	[ -z "$CA" ] || set -- "$@" --ca "$CA"
 	REMOTEGPU_TOKEN=$TOKEN REMOTEGPU_NVML=$(staged remotegpu-nvml "$LIB/remotegpu-nvml") \
-		agent "$(staged $PROGRAM "$BIN/$PROGRAM")" "$@" || die "this machine did not join; nothing was installed."
+		agent "$(staged $PROGRAM "$BIN/$PROGRAM")" "$@" >"$STAGE/joined" 2>&1 ||
+		die "$(tail -n 1 "$STAGE/joined" | sed 's/^remotegpu-agent: //') (Nothing was installed.)"
 	DATA_IS_NEW=no
 	say "joined $URL"
 }
 
-# settle_file MODE FILE writes stdin to FILE where it differs.
+# settle_file MODE SOURCE FILE makes FILE like SOURCE where it differs.
 settle_file() {
-	cat >"$STAGE/file"
-	! cmp -s "$STAGE/file" "$2" || return 0
-	chmod "$1" "$STAGE/file"
-	cp -p "$STAGE/file" "$2.new"
-	mv -f "$2.new" "$2"
-	CHANGED="$CHANGED $(basename "$2")"
+	! cmp -s "$2" "$3" || return 0
+	cp "$2" "$3.new"
+	chmod "$1" "$3.new"
+	mv -f "$3.new" "$3"
+	CHANGED="$CHANGED ${3##*/}"
 }
 
 settings() {
@@ -419,11 +423,12 @@ place() {
 	[ ! -e "$STAGE/$PROGRAM" ] || mv -f "$STAGE/$PROGRAM" "$BIN/.$PROGRAM.new"
 	[ ! -e "$BIN/.$PROGRAM.new" ] || mv -f "$BIN/.$PROGRAM.new" "$BIN/$PROGRAM"
 	LIB_IS_NEW=no
-	settings | settle_file 0600 "$ETC/agent.env"
-	printf '%s\n' "$URL" | settle_file 0644 "$ETC/server"
-	[ -z "$CA" ] || settle_file 0644 "$ETC/ca.pem" <"$CA"
-	get "$URL/install.sh" "$STAGE/install.sh"
-	settle_file 0755 "$LIB/install.sh" <"$STAGE/install.sh"
+	settings >"$STAGE/settings"
+	settle_file 0600 "$STAGE/settings" "$ETC/agent.env"
+	printf '%s\n' "$URL" >"$STAGE/server"
+	settle_file 0644 "$STAGE/server" "$ETC/server"
+	[ -z "$CA" ] || settle_file 0644 "$CA" "$ETC/ca.pem"
+	settle_file 0755 "$STAGE/install.sh" "$LIB/install.sh"
 }
 
 # Starting and stopping
@@ -467,7 +472,7 @@ start_supervisor() {
 	)
 	STARTED=yes
 	say "there is no systemd here: started under the agent's own supervisor, log in $LOGS/agent.log"
-	say "to start it at boot, have this run as root: . $ETC/agent.env; $BIN/$PROGRAM supervise"
+	say "to start it at boot, have this run as root: sh -c 'set -a; . $ETC/agent.env; exec $BIN/$PROGRAM supervise'"
 }
 
 # stop_supervisor waits until it is gone, so that two never run at once.
@@ -475,10 +480,10 @@ stop_supervisor() {
 	pid=$(supervisor_pid) || return 0
 	kill -TERM "$pid" 2>/dev/null || :
 	for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
-		kill -0 "$pid" 2>/dev/null || break
+		supervisor_pid >/dev/null || break # also when nobody reaps it
 		sleep 0.5
 	done
-	kill -KILL "$pid" 2>/dev/null || :
+	! supervisor_pid >/dev/null || kill -KILL "$pid" || :
 	rm -f "$RUN_DIR/supervise.pid"
 }
 
@@ -509,9 +514,8 @@ uninstall() {
 	stop_agent
 	remove_containers
 	remove_networks
-	for m in $(awk -v d="$RUN_DIR/" -v e="$DATA_DIR/" 'index($2, d) == 1 || index($2, e) == 1 { print $2 }' /proc/mounts | sort -r); do
-		umount -l "$m" 2>/dev/null || :
-	done
+	awk -v d="$RUN_DIR/" -v e="$DATA_DIR/" 'index($2, d) == 1 || index($2, e) == 1 { print $2 }' /proc/mounts | sort -r |
+		while read -r m; do umount -l "$m" || :; done
 	kept=''
 	if [ "$PURGE" = no ] && [ -d "$DATA_DIR/volumes" ] && [ -n "$(ls -A "$DATA_DIR/volumes")" ]; then
 		kept=$DATA_DIR/volumes
@@ -534,17 +538,19 @@ stop_agent() {
 	fi
 }
 
+containerd_answers() { [ -S "$SOCKET" ] && ctr --connect-timeout 3s -a "$SOCKET" version >/dev/null 2>&1; }
+
 # remove_containers empties our namespace of containerd, starting containerd
 # for it where the supervisor kept it.
 remove_containers() {
 	have ctr || return 0
 	own=''
-	if ! ctr -a "$SOCKET" version >/dev/null 2>&1; then
+	if ! containerd_answers; then
 		have containerd && [ -d /var/lib/containerd ] || return 0
 		containerd --address "$SOCKET" </dev/null >/dev/null 2>&1 &
 		own=$!
 		for _ in 1 2 3 4 5 6 7 8 9 10; do
-			! ctr -a "$SOCKET" version >/dev/null 2>&1 || break
+			! containerd_answers || break
 			sleep 1
 		done
 	fi
