@@ -18,6 +18,9 @@ var desiredAAD = []byte("remotegpu desired v1")
 // ErrSignature says that no pinned key signed the document.
 var ErrSignature = errors.New("no pinned key of the control plane signed this document")
 
+// ErrOtherHost says that the document was signed for another host.
+var ErrOtherHost = errors.New("document is for another host")
+
 // KeyID returns the id of a public key in COSE headers: the first 8 bytes of
 // its SHA-256.
 func KeyID(key ed25519.PublicKey) []byte {
@@ -66,7 +69,7 @@ func Verify(data []byte, host string, pinned []ed25519.PublicKey) (*Desired, err
 		return nil, err
 	}
 	if d.Host != host {
-		return nil, fmt.Errorf("document is for host %s, this is %s", d.Host, host)
+		return nil, fmt.Errorf("%w: for %s, this is %s", ErrOtherHost, d.Host, host)
 	}
 	return &d, nil
 }

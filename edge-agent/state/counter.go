@@ -1,0 +1,159 @@
+package state
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/remotegpu/remotegpu/protocol"
+)
+
+const (
+	// maxEvents bounds the events that wait for an acknowledgement.
+	maxEvents = 512
+	// seqBlock is how many status numbers one write of state.json reserves.
+	seqBlock = 256
+)
+
+// counters is state.json.
+//
+// Counters start at the time in Unix milliseconds and grow by one: should the
+// file be lost, the next start is beyond all that was used before.
+type counters struct {
+	Host       string           `json:"host,omitempty"`       // whose generation it is
+	Generation uint64           `json:"generation,omitempty"` // highest that was obeyed; nothing below is
+	Digest     []byte           `json:"digest,omitempty"`     // of that document
+	Epoch      uint64           `json:"epoch"`                // last used
+	StatusSeq  uint64           `json:"status_seq"`           // all up to it may be used
+	EventSeq   uint64           `json:"event_seq"`            // last used
+	Events     []protocol.Event `json:"events,omitempty"`     // not acknowledged, oldest first
+
+	statusUsed uint64 // ≤ StatusSeq
+}
+
+// bind says whose generation is counted; a new host begins anew.
+func (c *counters) bind(host string) {
+	if c.Host != host {
+		c.Host, c.Generation, c.Digest = host, 0, nil
+	}
+}
+
+func (s *Store) loadCounters(aside func(name string, cause error) error) error {
+	raw, ok, err := read(s.dir, counterFile)
+	if errors.Is(err, errUnreadable) {
+		return err
+	}
+	if ok && err == nil {
+		err = json.Unmarshal(raw, &s.counters)
+	}
+	if err != nil {
+		s.counters = counters{}
+		if err := aside(counterFile, err); err != nil {
+			return err
+		}
+	}
+	c, start := &s.counters, uint64(max(time.Now().UnixMilli(), 1))
+	c.Epoch, c.EventSeq = max(c.Epoch, start), max(c.EventSeq, start)
+	c.StatusSeq = max(c.StatusSeq, start)
+	c.statusUsed = c.StatusSeq
+	return nil
+}
+
+// save writes state.json. A failure is an event once, and tried again with the
+// next change: counters are safe without it as long as the clock runs forward.
+func (s *Store) save() {
+	raw, err := json.Marshal(&s.counters)
+	if err == nil {
+		err = replace(s.dir, counterFile, raw)
+	}
+	switch {
+	case err != nil && !s.unsaved:
+		s.unsaved = true
+		s.counters.add(warning("StateNotSaved", fmt.Sprintf("The agent goes on, but cannot store its state: %v", err)))
+	case err == nil && s.unsaved:
+		s.unsaved = false
+		s.append(protocol.Event{At: time.Now().UnixMilli(), Severity: protocol.SeverityNormal, Reason: "StateSaved", Message: "The agent can store its state again."})
+	}
+}
+
+func warning(reason, message string) protocol.Event {
+	return protocol.Event{At: time.Now().UnixMilli(), Severity: protocol.SeverityWarning, Reason: reason, Message: message}
+}
+
+// NextEpoch returns the number of a new connection, higher than all before.
+func (s *Store) NextEpoch() protocol.Epoch {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counters.Epoch++
+	s.save()
+	return s.counters.Epoch
+}
+
+// NextStatusSeq returns the number of a new status, higher than all before.
+func (s *Store) NextStatusSeq() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := &s.counters
+	c.statusUsed++
+	if c.statusUsed > c.StatusSeq {
+		c.StatusSeq += seqBlock
+		s.save()
+	}
+	return c.statusUsed
+}
+
+// Append stores an event until it is acknowledged and gives it its Seq and, if
+// it has none, its time.
+func (s *Store) Append(e protocol.Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.append(e)
+}
+
+func (s *Store) append(e protocol.Event) {
+	s.counters.add(e)
+	s.save()
+}
+
+func (c *counters) add(e protocol.Event) {
+	c.EventSeq++
+	e.Seq = c.EventSeq
+	if e.At == 0 {
+		e.At = time.Now().UnixMilli()
+	}
+	if len(e.Message) > protocol.MaxText {
+		e.Message = e.Message[:protocol.MaxText-3] + "..."
+	}
+	e.Message = strings.ToValidUTF8(e.Message, "?") // the wire takes nothing else
+	c.Events = append(c.Events, e)
+	if len(c.Events) > maxEvents {
+		c.Events = slices.Delete(c.Events, c.leastWorth(), c.leastWorth()+1)
+	}
+}
+
+// leastWorth is the index of the event to give up: the oldest normal one, else
+// the oldest.
+func (c *counters) leastWorth() int {
+	return max(0, slices.IndexFunc(c.Events, func(e protocol.Event) bool { return e.Severity == protocol.SeverityNormal }))
+}
+
+// Events returns the oldest events that are not acknowledged, at most n.
+func (s *Store) Events(n int) []protocol.Event {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.counters.Events[:min(n, len(s.counters.Events))])
+}
+
+// AckEvents drops the events up to seq.
+func (s *Store) AckEvents(seq uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(s.counters.Events)
+	s.counters.Events = slices.DeleteFunc(s.counters.Events, func(e protocol.Event) bool { return e.Seq <= seq })
+	if len(s.counters.Events) != n {
+		s.save()
+	}
+}
