@@ -1,0 +1,107 @@
+package e2e
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// machine is a GPU host: its own network, processes and files, with the
+// system's programs read from below. Ending its first process ends everything
+// on it, as pulling the plug does.
+type machine struct {
+	w     *world
+	init  *exec.Cmd
+	files string // what lives on its disk
+	env   []string
+}
+
+// disk are the folders that outlive a reboot of a machine.
+var disk = []string{"/usr/local", "/etc/remotegpu", "/var/lib/remotegpu", "/var/lib/containerd", "/var/log", "/opt", "/etc/cni"}
+
+func (w *world) machine() *machine {
+	w.t.Helper()
+	m := &machine{w: w, files: filepath.Join(w.dir, "host")}
+	for _, d := range disk {
+		if err := os.MkdirAll(m.files+d, 0o755); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	m.boot()
+	w.t.Cleanup(m.unplug)
+	return m
+}
+
+// boot starts the machine's first process with an empty /run and /tmp.
+func (m *machine) boot() {
+	m.w.t.Helper()
+	script := "set -e; mount --make-rprivate /; "
+	for _, d := range disk {
+		script += "mkdir -p " + d + "; mount --bind " + m.files + d + " " + d + "; "
+	}
+	script += "mount -t tmpfs tmpfs /run; echo up > " + m.files + "/up; exec sleep infinity"
+	os.Remove(m.files + "/up")
+	m.init = m.w.start("host", "host-init.log", "unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script)
+	eventually(m.w.t, 10*time.Second, "host boots", func() string {
+		if _, err := os.Stat(m.files + "/up"); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+}
+
+// unplug ends all processes of the machine at once and lets go of what a power
+// cut would let go of.
+func (m *machine) unplug() {
+	if m.init.ProcessState != nil {
+		return
+	}
+	if pid := m.first(); pid != 0 {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	m.init.Wait()
+}
+
+// first returns the pid of the machine's first process as seen from outside.
+func (m *machine) first() int {
+	out, _ := os.ReadFile("/proc/" + strconv.Itoa(m.init.Process.Pid) + "/task/" + strconv.Itoa(m.init.Process.Pid) + "/children")
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(out)))
+	return pid
+}
+
+// sh runs a shell line on the machine.
+func (m *machine) sh(line string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "nsenter", "-t", strconv.Itoa(m.first()), "--mount", "--pid", "--ipc", "--uts", "--net", "sh", "-c", line)
+	cmd.Env = append(os.Environ(), m.env...)
+	cmd.Dir = "/"
+	out, err := cmd.CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
+
+func (m *machine) must(line string) string {
+	m.w.t.Helper()
+	out, err := m.sh(line)
+	if err != nil {
+		m.w.t.Fatalf("on the host: %s: %v\n%s", line, err, out)
+	}
+	return out
+}
+
+// dump shows what the host wrote when the test failed.
+func (m *machine) dump(t *testing.T) {
+	if !t.Failed() {
+		return
+	}
+	logs, _ := filepath.Glob(m.files + "/var/log/remotegpu/*.log")
+	for _, l := range logs {
+		t.Logf("end of host's %s:\n%s", filepath.Base(l), tail(l))
+	}
+}
