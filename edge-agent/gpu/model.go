@@ -29,13 +29,13 @@ const mib = 1 << 20
 // models by the word that people type. Figures: NVIDIA's data sheets; memory
 // as NVML reports it.
 var models = map[string]model{
-	"B200":    {"NVIDIA B200", "Nvidia", "Blackwell", "10.0", 183359 * mib, 18944, 1000, 140, 87, 1965, 3996, 18, false},
-	"H200":    {"NVIDIA H200", "Nvidia", "Hopper", "9.0", 143771 * mib, 16896, 700, 75, 87, 1980, 3201, 18, false},
-	"H100":    {"NVIDIA H100 80GB HBM3", "Nvidia", "Hopper", "9.0", 81559 * mib, 16896, 700, 70, 87, 1980, 2619, 18, false},
-	"A100":    {"NVIDIA A100-SXM4-80GB", "Nvidia", "Ampere", "8.0", 81920 * mib, 6912, 400, 60, 89, 1410, 1593, 12, false},
-	"L40S":    {"NVIDIA L40S", "Nvidia", "Ada Lovelace", "8.9", 46068 * mib, 18176, 350, 36, 88, 2520, 9001, 0, false},
+	"B200":    {"NVIDIA B200", "NVIDIA", "Blackwell", "10.0", 183359 * mib, 18944, 1000, 140, 87, 1965, 3996, 18, false},
+	"H200":    {"NVIDIA H200", "NVIDIA", "Hopper", "9.0", 143771 * mib, 16896, 700, 75, 87, 1980, 3201, 18, false},
+	"H100":    {"NVIDIA H100 80GB HBM3", "NVIDIA", "Hopper", "9.0", 81559 * mib, 16896, 700, 70, 87, 1980, 2619, 18, false},
+	"A100":    {"NVIDIA A100-SXM4-80GB", "NVIDIA", "Ampere", "8.0", 81920 * mib, 6912, 400, 60, 89, 1410, 1593, 12, false},
+	"L40S":    {"NVIDIA L40S", "NVIDIA", "Ada Lovelace", "8.9", 46068 * mib, 18176, 350, 36, 88, 2520, 9001, 0, false},
 	"RTX4090": {"NVIDIA GeForce RTX 4090", "GeForce", "Ada Lovelace", "8.9", 24564 * mib, 16384, 450, 22, 90, 2520, 10501, 0, true},
-	"T4":      {"Tesla T4", "Nvidia", "Turing", "7.5", 15360 * mib, 2560, 70, 10, 93, 1590, 5001, 0, false},
+	"T4":      {"Tesla T4", "NVIDIA", "Turing", "7.5", 15360 * mib, 2560, 70, 10, 93, 1590, 5001, 0, false},
 }
 
 // modelNames are the keys of models, sorted, for messages.

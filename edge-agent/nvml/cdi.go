@@ -1,0 +1,58 @@
+//go:build linux && cgo
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/NVIDIA/nvidia-container-toolkit/pkg/nvcdi"
+	"github.com/sirupsen/logrus"
+)
+
+// writeCDI writes the specification of the host's GPUs, named by UUID, to
+// file. The containers it is used for get the device nodes, the driver's
+// libraries and programs, and hook as the program that puts them in order.
+func (d *driver) writeCDI(file, hook string) error {
+	log := logrus.New()
+	log.SetLevel(logrus.ErrorLevel) // it warns of every optional library that a driver lacks
+	namer, err := nvcdi.NewDeviceNamer(nvcdi.DeviceNameStrategyUUID)
+	if err != nil {
+		return err
+	}
+	lib, err := nvcdi.New(
+		nvcdi.WithLogger(log),
+		nvcdi.WithNvmlLib(d.lib),
+		nvcdi.WithMode(nvcdi.ModeNvml),
+		nvcdi.WithDriverRoot(d.root),
+		nvcdi.WithDeviceNamers(namer),
+		nvcdi.WithNVIDIACDIHookPath(hook),
+		nvcdi.WithLdconfigPath(ldconfig(d.root)),
+		// The sockets of the persistence and MPS daemons are the host's: tenants must not meet there.
+		nvcdi.WithFeatureFlags(nvcdi.FeatureDisableIPCDiscoverer, nvcdi.FeatureDisableNvsandboxUtils),
+	)
+	if err != nil {
+		return fmt.Errorf("prepare CDI specification: %w", err)
+	}
+	spec, err := lib.GetSpec("all")
+	if err != nil {
+		return fmt.Errorf("make CDI specification: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	if err := spec.Save(file); err != nil {
+		return fmt.Errorf("write CDI specification %s: %w", file, err)
+	}
+	return nil
+}
+
+// ldconfig is the real program: on Ubuntu /sbin/ldconfig is a script around it
+// that works only in its own file system.
+func ldconfig(root string) string {
+	if _, err := os.Stat(filepath.Join(root, "sbin/ldconfig.real")); err == nil {
+		return "/sbin/ldconfig.real"
+	}
+	return "/sbin/ldconfig"
+}
