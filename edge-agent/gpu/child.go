@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -242,4 +243,5 @@ func (c *child) failed(err error) {
 	c.once.Do(func() { close(c.first) })
 }
 
-func shorten(s string) string { return s[:min(len(s), protocol.MaxText)] }
+// shorten cuts s to what a message may be long.
+func shorten(s string) string { return strings.ToValidUTF8(s[:min(len(s), protocol.MaxText)], "") }

@@ -42,9 +42,10 @@ type Driver = wire.Driver
 // telemetry batch does.
 type Sample = wire.Sample
 
-// DefaultCDIDir is where container runtimes look for specifications that are
-// made anew at every boot.
-const DefaultCDIDir = "/var/run/cdi"
+// DefaultCDIDir is a folder of the agent's own, to be searched before
+// /var/run/cdi: NVIDIA's services write the same devices there, and a device
+// that two files of one folder name cannot be used at all.
+const DefaultCDIDir = "/run/remotegpu/cdi"
 
 // CDIName is the name by which a container gets the GPU.
 func CDIName(uuid string) string { return cdiKind + "=" + uuid }
