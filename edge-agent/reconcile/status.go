@@ -17,14 +17,15 @@ import (
 const (
 	firstDelay = time.Second
 	lastDelay  = 5 * time.Minute
+	finalDelay = time.Minute
 )
 
 // delay is the full-jitter exponential back-off: random, below a limit that
-// doubles from firstDelay to lastDelay. What is final is only looked at again
-// after about lastDelay, in case somebody repaired the host.
+// doubles from firstDelay to lastDelay. What is final is looked at again about
+// every finalDelay, in case somebody repaired the host.
 func delay(attempts int, final bool) time.Duration {
 	if final {
-		return lastDelay/2 + rand.N(lastDelay/2)
+		return finalDelay/2 + rand.N(finalDelay/2)
 	}
 	limit := lastDelay
 	if attempts < 10 {

@@ -142,8 +142,16 @@ func same(a, b Step) bool {
 		a.Container.ExitedAt.Equal(b.Container.ExitedAt)
 }
 
+// stepWithin bounds every step but a pull, whose bytes are watched instead.
+const stepWithin = 2 * time.Minute
+
 func (l *Loop) do(ctx context.Context, f *flight) error {
 	r, s := l.cfg.Runtime, f.step
+	if s.Kind != Pull {
+		short, cancel := context.WithTimeout(ctx, stepWithin+s.Container.Grace)
+		defer cancel()
+		ctx = short
+	}
 	switch s.Kind {
 	case Pull:
 		return r.Pull(ctx, s.Want, func(done, total uint64) {
@@ -183,8 +191,9 @@ func (l *Loop) finish(f finish) {
 		}
 	case f.flight.obsolete:
 		log.Debug("step cancelled", "err", f.err)
-	case errors.Is(f.err, ErrUnavailable):
+	case errors.Is(f.err, ErrUnavailable): // no blame, but no hurry either
 		log.Warn("step cut off", "err", f.err)
+		t.retryAt = time.Now().Add(retryDown)
 	default:
 		log.Warn("step failed", "err", f.err)
 		l.fail(t, s, f.err)
@@ -216,7 +225,11 @@ func (l *Loop) succeed(t *track, s Step, took time.Duration) {
 func (l *Loop) fail(t *track, s Step, err error) {
 	t.last = Step{}
 	var f *Fault
-	if !errors.As(err, &f) {
+	switch {
+	case errors.As(err, &f):
+	case errors.Is(err, context.DeadlineExceeded):
+		f = Faultf(err, "%s took too long; the host or its disks may be overloaded, it is tried again", s.Kind)
+	default:
 		f = Faultf(err, "%s did not work: %v", s.Kind, err)
 	}
 	news := t.fault == nil || t.fault.Message != f.Message
