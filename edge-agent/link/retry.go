@@ -1,0 +1,71 @@
+package link
+
+import (
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// Delays between attempts: random below a limit that doubles from firstLimit.
+// In the first minutes of an outage it stays below earlyLimit, so that a host
+// is back soon after a restart of the server.
+const (
+	firstLimit   = 500 * time.Millisecond
+	earlyLimit   = 8 * time.Second
+	lastLimit    = time.Minute
+	earlyFor     = 2 * time.Minute
+	refusedFirst = 10 * time.Second // when the server does not let us in
+	refusedLast  = 30 * time.Second
+	leastDelay   = 50 * time.Millisecond
+	stableAfter  = 30 * time.Second // a connection this old counts as one that worked
+)
+
+// retry decides when to connect next. Its zero value tries at once.
+type retry struct {
+	mu       sync.Mutex // guards the fields below
+	tried    bool
+	limit    time.Duration
+	began    time.Time // of the outage
+	upAt     time.Time
+	rejected bool
+}
+
+// next is the delay before the next attempt.
+func (r *retry) next(int) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.tried {
+		r.tried, r.limit, r.began = true, firstLimit, time.Now()
+		return 0
+	}
+	limit, highest := r.limit, lastLimit
+	switch {
+	case r.rejected:
+		limit, highest = max(limit, refusedFirst), refusedLast
+	case time.Since(r.began) < earlyFor:
+		highest = earlyLimit
+	}
+	r.limit = min(2*limit, highest)
+	return max(rand.N(limit), leastDelay)
+}
+
+func (r *retry) up() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.upAt, r.rejected = time.Now(), false
+}
+
+func (r *retry) down() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if time.Since(r.upAt) > stableAfter {
+		r.limit, r.began = firstLimit, time.Now()
+	}
+}
+
+// reject notes whether the server answered that this host may not come in.
+func (r *retry) reject(yes bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.rejected = yes
+}

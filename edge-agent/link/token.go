@@ -1,0 +1,41 @@
+package link
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+
+	"github.com/remotegpu/remotegpu/edge-agent/state"
+)
+
+const (
+	tokenLife  = 5 * time.Minute
+	tokenSlack = 5 * time.Second // clocks are compared to about a second
+)
+
+// Signer makes the tokens by which this host shows who it is.
+type Signer struct {
+	id  *state.Identity
+	now func() time.Time // the control plane's time
+}
+
+// NewSigner returns a signer for the host of id.
+func NewSigner(id *state.Identity, now func() time.Time) *Signer { return &Signer{id, now} }
+
+// Token returns a JWT (EdDSA) for one of the protocol's audiences, valid for
+// five minutes.
+func (s *Signer) Token(audience string) (string, error) {
+	now := s.now()
+	t := jwt.NewWithClaims(jwt.SigningMethodEdDSA, jwt.RegisteredClaims{
+		Subject:   s.id.Host,
+		Audience:  jwt.ClaimStrings{audience},
+		IssuedAt:  jwt.NewNumericDate(now.Add(-tokenSlack)),
+		ExpiresAt: jwt.NewNumericDate(now.Add(tokenLife)),
+	})
+	signed, err := t.SignedString(s.id.PrivateKey)
+	if err != nil {
+		return "", fmt.Errorf("sign token: %w", err)
+	}
+	return signed, nil
+}
