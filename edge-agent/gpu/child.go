@@ -164,24 +164,26 @@ func (c *child) refresh(p *process, limit time.Duration) error {
 	if err != nil {
 		return err
 	}
-	if key := cdiKey(reply); key != p.cdi && len(reply.GPUs) > 0 {
-		_, err := p.ask(wire.Request{Op: wire.OpCDI, CDIFile: filepath.Join(c.cfg.CDIDir, cdiFile), Hook: c.cfg.NVMLProgram}, c.wait.start)
-		var said refusal
-		switch {
-		case errors.As(err, &said):
-			for i := range reply.GPUs {
-				reply.GPUs[i].Healthy = false
-				reply.GPUs[i].HealthMessage = "containers cannot get it: " + string(said)
-			}
-			c.log.Error("write CDI specification", "err", err)
-		case err != nil:
-			return err
-		default:
-			p.cdi = key
-		}
+	if len(reply.GPUs) == 0 || cdiKey(reply) == p.cdi {
+		c.found(reply)
+		return nil
+	}
+	_, err = p.ask(wire.Request{Op: wire.OpCDI, CDIFile: filepath.Join(c.cfg.CDIDir, cdiFile), Hook: c.cfg.NVMLProgram}, c.wait.start)
+	if err == nil {
+		p.cdi = cdiKey(reply)
+		c.found(reply)
+		return nil
+	}
+	c.log.Error("write CDI specification", "err", err)
+	for i := range reply.GPUs {
+		reply.GPUs[i].Healthy = false
+		reply.GPUs[i].HealthMessage = shorten("containers cannot get it: " + err.Error())
 	}
 	c.found(reply)
-	return nil
+	if _, said := errors.AsType[refusal](err); said {
+		return nil // asked again at the next refresh
+	}
+	return err
 }
 
 func cdiKey(r *wire.Reply) string {

@@ -91,6 +91,10 @@ func misbehave(behaviour string, r wire.Request) {
 	case "stubborn": // no signal but SIGKILL ends it
 		signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGPIPE, syscall.SIGHUP)
 		time.Sleep(time.Hour)
+	case "crash-at-cdi":
+		if r.Op == wire.OpCDI {
+			os.Exit(139)
+		}
 	case "garbage":
 		fmt.Fprint(os.Stdout, "Segmentation fault\n")
 		os.Exit(1)
@@ -354,6 +358,16 @@ func TestGPUsThatContainersCannotGetAreUnhealthy(t *testing.T) {
 	if err != nil || len(gpus) != 2 || gpus[0].Healthy || gpus[0].HealthMessage != "containers cannot get it: disk full" {
 		t.Errorf("%+v, %v", gpus, err)
 	}
+}
+
+func TestChildThatCrashesOverCDIStillTellsItsGPUs(t *testing.T) {
+	c, dir := fakeChild(t, "crash-at-cdi", quick)
+	gpus, driver, _ := c.Inventory(t.Context())
+	if len(gpus) != 2 || gpus[0].Healthy || driver.Version != "570.1" {
+		t.Errorf("%+v, %+v", gpus, driver)
+	}
+	behave(t, dir, "good")
+	eventually(t, "recovery", func() bool { return cmp.Equal(health(t, c), []bool{true, true}) })
 }
 
 func TestNoisyChildStillAnswers(t *testing.T) {

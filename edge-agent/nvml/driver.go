@@ -38,7 +38,7 @@ func (d *driver) answer(r *wire.Request) *wire.Reply {
 		}
 	}
 	if err != nil {
-		text := strings.ToValidUTF8(err.Error(), "?")
+		text := strings.ToValidUTF8(strings.ReplaceAll(err.Error(), "\n", "; "), "?")
 		return &wire.Reply{Error: text[:min(len(text), protocol.MaxText)]}
 	}
 	return reply
