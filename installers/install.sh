@@ -41,6 +41,8 @@ Options
   --data-dir DIR         the agent's state and volumes (default: /var/lib/remotegpu)
   --containerd-socket S  default: /run/containerd/containerd.sock
   --upgrade              take the control plane's present version; needs no token
+  --stop                 stop the agent and its containers until it is started
+                         again, by this script or systemd; nothing is lost
   --uninstall            remove the agent, its containers and its networks;
                          volumes stay, and so do packages
   --purge                with --uninstall: remove the volumes too
@@ -69,7 +71,7 @@ have() { command -v "$1" >/dev/null 2>&1; }
 # Options
 
 parse() {
-	TOKEN='' NAME='' PROXY='' DATA_DIR='' SOCKET='' GPU_SOURCE=''
+	TOKEN='' HOST_NAME='' PROXY='' DATA_DIR='' SOCKET='' GPU_SOURCE=''
 	MODE=install PURGE=no
 	while [ $# -gt 0 ]; do
 		case $1 in
@@ -80,6 +82,7 @@ parse() {
 			;;
 		--token=* | --name=* | --gpu-source=* | --proxy=* | --data-dir=* | --containerd-socket=*) option "${1%%=*}" "${1#*=}" ;;
 		--upgrade) MODE=upgrade ;;
+		--stop) MODE=stop ;;
 		--uninstall) MODE=uninstall ;;
 		--purge) PURGE=yes ;;
 		-h | --help)
@@ -100,7 +103,7 @@ option() {
 	esac
 	case $1 in
 	--token) TOKEN=$2 ;;
-	--name) NAME=$2 ;;
+	--name) HOST_NAME=$2 ;;
 	--gpu-source) GPU_SOURCE=$2 ;;
 	--proxy) PROXY=$2 ;;
 	--data-dir) DATA_DIR=$2 ;;
@@ -173,6 +176,8 @@ check_token() {
 	if joined; then
 		JOINED_URL=$(cat "$ETC/server" 2>/dev/null || printf '%s' "$URL")
 		[ "$JOINED_URL" = "$URL" ] || die "this machine has joined $JOINED_URL: to move it to $URL, run with --uninstall first."
+		[ -z "$CA_PEM" ] || [ ! -s "$ETC/ca.pem" ] || [ "$(cat "$ETC/ca.pem")" = "$CA_PEM" ] ||
+			die "this machine has joined another control plane, which was at $URL before: run with --uninstall first."
 		return
 	fi
 	[ "$MODE" = install ] || die "this machine has not joined yet, so there is nothing to upgrade: run with --token."
@@ -388,7 +393,7 @@ join() {
 	joined && return 0
 	[ -d "$DATA_DIR" ] || DATA_IS_NEW=yes
 	set -- enroll --server "$URL"
-	[ -z "$NAME" ] || set -- "$@" --name "$NAME"
+	[ -z "$HOST_NAME" ] || set -- "$@" --name "$HOST_NAME"
 	[ -z "$CA" ] || set -- "$@" --ca "$CA"
 	REMOTEGPU_TOKEN=$TOKEN REMOTEGPU_NVML=$(staged remotegpu-nvml "$LIB/remotegpu-nvml") \
 		agent "$(staged $PROGRAM "$BIN/$PROGRAM")" "$@" >"$STAGE/joined" 2>&1 ||
@@ -512,7 +517,8 @@ summary() {
 uninstall() {
 	say "removing the agent, its containers and its networks"
 	stop_agent
-	remove_containers
+	with_containerd empty_namespace
+	remove_service
 	remove_networks
 	awk -v d="$RUN_DIR/" -v e="$DATA_DIR/" 'index($2, d) == 1 || index($2, e) == 1 { print $2 }' /proc/mounts | sort -r |
 		while read -r m; do umount -l "$m" || :; done
@@ -528,11 +534,21 @@ uninstall() {
 	say "done; packages stay. The host's entry stays at $URL until you remove it: 'remotegpu host rm NAME'"
 }
 
+stop() {
+	stop_agent
+	with_containerd end_tasks
+	say "the agent and its containers are stopped; 'sh $LIB/install.sh' starts them again"
+}
+
 stop_agent() {
 	stop_supervisor
+	! have_systemd || systemctl -q stop "$UNIT" 2>/dev/null || :
+}
+
+remove_service() {
 	if [ -x "$BIN/$PROGRAM" ]; then agent "$BIN/$PROGRAM" uninstall >/dev/null 2>&1 || :; fi
 	if have_systemd; then
-		systemctl -q disable --now "$UNIT" 2>/dev/null || :
+		systemctl -q disable "$UNIT" 2>/dev/null || :
 		rm -f "/etc/systemd/system/$UNIT.service"
 		systemctl daemon-reload || :
 	fi
@@ -540,9 +556,9 @@ stop_agent() {
 
 containerd_answers() { [ -S "$SOCKET" ] && ctr --connect-timeout 3s -a "$SOCKET" version >/dev/null 2>&1; }
 
-# remove_containers empties our namespace of containerd, starting containerd
-# for it where the supervisor kept it.
-remove_containers() {
+# with_containerd COMMAND runs what speaks to containerd, starting one for it
+# where the supervisor kept it.
+with_containerd() {
 	have ctr || return 0
 	own=''
 	if ! containerd_answers; then
@@ -554,17 +570,25 @@ remove_containers() {
 			sleep 1
 		done
 	fi
-	empty_namespace || :
+	"$1" || :
 	[ -z "$own" ] || kill "$own"
 }
+
+# end_tasks gives our containers ten seconds to end by themselves.
+end_tasks() {
+	set -- ctr -a "$SOCKET" -n "$NAMESPACE"
+	for id in $("$@" tasks ls -q); do "$@" tasks kill -s TERM "$id" || :; done
+	for _ in 1 2 3 4 5 6 7 8 9 10; do
+		"$@" tasks ls | grep -q RUNNING || break
+		sleep 1
+	done
+	for id in $("$@" tasks ls -q); do "$@" tasks rm -f "$id" || :; done
+} >/dev/null 2>&1
 
 empty_namespace() {
 	ctr -a "$SOCKET" namespaces ls -q | grep -qx "$NAMESPACE" || return 0
 	set -- ctr -a "$SOCKET" -n "$NAMESPACE"
-	for id in $("$@" tasks ls -q); do
-		"$@" tasks kill -s KILL "$id" || :
-		"$@" tasks rm -f "$id" || :
-	done
+	end_tasks
 	for id in $("$@" containers ls -q); do "$@" containers rm "$id" || :; done
 	for id in $("$@" leases ls -q); do "$@" leases rm "$id" || :; done
 	for id in $("$@" images ls -q); do "$@" images rm "$id" || :; done
@@ -599,10 +623,12 @@ main() {
 	trap cleanup EXIT
 	trap 'exit 130' HUP INT TERM
 	settle
-	if [ "$MODE" = uninstall ]; then
-		uninstall
+	case $MODE in
+	uninstall | stop)
+		"$MODE"
 		return
-	fi
+		;;
+	esac
 	say "$OS_NAME on $ARCH, control plane $URL"
 	check_token
 	check_space $SPACE_PROGRAMS "$LIB"

@@ -173,6 +173,12 @@ func TestLifeOfAHost(t *testing.T) {
 		t.Errorf("the upgrade changed the GPU source to %q", got)
 	}
 
+	m.mustInstall(c, "--stop", "are stopped")
+	if out := m.ok("ps ax"); strings.Contains(out, "supervise") {
+		t.Errorf("still running after --stop:\n%s", out)
+	}
+	m.mustInstall(c, "", "started")
+
 	m.ok("mkdir -p /var/lib/remotegpu/volumes/env_1/home && echo mine >/var/lib/remotegpu/volumes/env_1/home/file")
 	if out := m.ok("sh /usr/local/lib/remotegpu/install.sh --uninstall"); !strings.Contains(out, "volumes stay in /var/lib/remotegpu/volumes") {
 		t.Errorf("uninstall does not say where the volumes are:\n%s", out)
@@ -290,6 +296,8 @@ func TestOtherControlPlane(t *testing.T) {
 	c, m, other := newControl(t), newMachine(t), newControl(t)
 	m.mustInstall(c, "--token good", "joined")
 	m.mustRefuse(other, "--token good", "this machine has joined "+c.URL)
+	m.ok("cp /etc/ssl/certs/ca-certificates.crt /etc/remotegpu/ca.pem")
+	m.mustRefuse(c, "--token good", "this machine has joined another control plane, which was at "+c.URL)
 }
 
 func TestPackages(t *testing.T) {

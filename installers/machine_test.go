@@ -179,7 +179,7 @@ func (m *machine) ok(command string, env ...string) string {
 // times, so that two equal answers mean that nothing was written between.
 func (m *machine) changes() string {
 	m.t.Helper()
-	out, err := exec.Command("nsenter", "-t", m.pid, "-m", "find", m.upper, "!", "-type", "d", "-printf", "%P %m %s %T@\n").CombinedOutput()
+	out, err := exec.Command("nsenter", "-t", m.pid, "-m", "find", m.upper, "!", "-type", "d", "!", "-type", "c", "-printf", "%P %m %s %T@\n").CombinedOutput()
 	if err != nil {
 		m.t.Fatalf("list changes: %v\n%s", err, out)
 	}

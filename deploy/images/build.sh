@@ -26,7 +26,7 @@ fi
 
 # Texts that nobody reads in a container; copyright files stay.
 # shellcheck disable=SC2016 # mmdebstrap's shell expands $1
-set -- --variant=minbase --skip=output/dev \
+set -- --variant=minbase --skip=output/mknod \
 	--include="$(grep -v '^#' "$recipe/packages" | paste -sd, -)" \
 	--aptopt='APT::Install-Recommends "false"' \
 	--dpkgopt=force-unsafe-io \

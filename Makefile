@@ -1,0 +1,91 @@
+# The two commands of the README are 'make up' and 'make test'.
+
+SHELL := /bin/bash
+PATH  := $(PATH):/usr/local/go/bin
+export PATH
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+ARCH    := $(shell dpkg --print-architecture 2>/dev/null || uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')
+LDFLAGS := -s -w -X main.version=$(VERSION)
+STATIC   = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+CGO      = CGO_ENABLED=1 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
+PROCS       := $(shell nproc)
+
+# Cross compiler of the NVML child, by architecture.
+CC_amd64 := $(if $(filter amd64,$(ARCH)),gcc,x86_64-linux-gnu-gcc)
+CC_arm64 := $(if $(filter arm64,$(ARCH)),gcc,aarch64-linux-gnu-gcc)
+
+.DEFAULT_GOAL := help
+.PHONY: help up down build dl release test e2e lint bench bench-quick clean
+
+help: ## what there is to make
+	@echo "RemoteGPU: one private GPU cloud from machines behind NAT."
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+	@echo
+	@echo "Variables: RG_HTTPS_PORT (8443), RG_SSH_PORT (2222), RG_MQTT_PORT (8883), RG_RUN (run)"
+
+up: ## a server, this machine as its host, a first environment with a shell
+	@deploy/up.sh
+
+down: ## stop what 'make up' started; nothing is lost
+	@deploy/down.sh
+
+build: ## programs of this machine, in bin/
+	@mkdir -p bin
+	$(STATIC) -o bin/remotegpu ./control
+	$(STATIC) -o bin/remotegpu-agent ./edge-agent
+	$(STATIC) -o bin/remotegpu-helper ./edge-agent/helper
+	$(CGO) -o bin/remotegpu-nvml ./edge-agent/nvml
+
+dl: build ## what the server hands to hosts of this architecture, in run/dl
+	@installers/sign.sh $${RG_RUN:-run}/dl linux-$(ARCH)=bin
+
+release: dist/amd64 dist/arm64 ## signed programs for amd64 and arm64, in dist/
+	@installers/sign.sh dist linux-amd64=dist/amd64 linux-arm64=dist/arm64
+	@rm -rf dist/amd64 dist/arm64
+	@find dist -type f | sort | xargs ls -lh | awk '{ print $$5 "\t" $$9 }'
+
+.PHONY: dist/amd64 dist/arm64
+dist/%:
+	@mkdir -p $@
+	GOOS=linux GOARCH=$* $(STATIC) -o $@/remotegpu ./control
+	GOOS=linux GOARCH=$* $(STATIC) -o $@/remotegpu-agent ./edge-agent
+	GOOS=linux GOARCH=$* $(STATIC) -o $@/remotegpu-helper ./edge-agent/helper
+	@if command -v $(CC_$*) >/dev/null; then \
+		set -x; CC=$(CC_$*) GOOS=linux GOARCH=$* $(CGO) -o $@/remotegpu-nvml ./edge-agent/nvml; \
+	else \
+		echo "no $(CC_$*): the release for $* comes without remotegpu-nvml, so its hosts see no GPUs"; \
+	fi
+
+test: ## every test: Go with the race detector, scripts, end to end
+	@deploy/deps.sh test
+	$(GO) vet ./...
+	shellcheck $$(git ls-files '*.sh' .ci)
+	$(GO) test -race -p $(PROCS) -timeout 15m ./...
+	@$(MAKE) --no-print-directory e2e
+
+e2e: ## the end-to-end tests alone: real programs, namespaces, containers
+	@deploy/deps.sh test
+	@$(MAKE) --no-print-directory dl
+	RG_E2E=1 $(GO) test -count=1 -timeout 20m ./e2e/...
+
+lint: ## gofmt, vet, staticcheck, shellcheck
+	@deploy/deps.sh lint
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
+		[ -z "$$unformatted" ] || { echo "not formatted, run gofmt -w:"; echo "$$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	shellcheck $$(git ls-files '*.sh' .ci)
+
+bench: ## all benchmarks: a table, and run/bench.json
+	@deploy/bench.sh
+
+bench-quick: ## the same in under five minutes
+	@deploy/bench.sh --quick
+
+clean: ## remove what was built; run/ with its data stays
+	rm -rf bin dist
