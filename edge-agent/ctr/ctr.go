@@ -62,8 +62,8 @@ const (
 
 // Network makes the networks of workloads. All four are required.
 type Network struct {
-	// Attach returns the path of the workload's network namespace (empty: the
-	// host's, for tests) and its address, making both if needed.
+	// Attach returns the path of the workload's network namespace and its
+	// address, making both if needed.
 	Attach func(ctx context.Context, workload string) (netns, address string, err error)
 	Detach func(ctx context.Context, workload string) error
 	List   func() (workloads []string, err error)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -30,17 +29,12 @@ func fault(t *testing.T, err error) *reconcile.Fault {
 // TestInside looks around from within a container.
 func TestInside(t *testing.T) {
 	h := newHost(t, shared)
-	name := fmt.Sprintf("rgctr%d", os.Getpid())
-	if out, err := exec.Command("ip", "netns", "add", name).CombinedOutput(); err != nil {
-		t.Fatalf("make network namespace: %v %s", err, out)
-	}
-	t.Cleanup(func() { exec.Command("ip", "netns", "del", name).Run() })
-	h.netns = "/run/netns/" + name
 	script := `
 echo host=$(hostname) pwd=$(pwd) id=$(id -u):$(id -g) from=$FROM own=$OWN
 cat /etc/hosts; cat /etc/hostname
 echo shm=$(df -k /dev/shm | grep -c 131072) links=$(ip link | grep -c mtu)
 echo nofile=$(ulimit -n) caps=$(grep CapEff /proc/self/status)
+grep -E 'Seccomp:|NoNewPrivs:' /proc/self/status
 touch /.remotegpu/helper && echo bad; touch /proc/sysrq-trigger && echo bad; touch /.remotegpu/run/x && echo bad
 cat /proc/kcore && echo bad; mount -t tmpfs x /tmp && echo bad; mknod /tmp/sda b 8 0 && echo bad
 cat /proc/self/cgroup
@@ -58,7 +52,7 @@ ls -a /vol /dev`
 	out := h.output()
 	for _, want := range []string{
 		"host=box pwd=/tmp id=1000:1001 from=image own=x y", "10.9.8.7\tbox", "shm=1 links=1",
-		"CapEff:\t0000000000000000", "/remotegpu/env_a",
+		"CapEff:\t0000000000000000", "/remotegpu/env_a", "Seccomp:\t2", "NoNewPrivs:\t0",
 	} {
 		if !strings.Contains(strings.ReplaceAll(out, "CapEff: ", "CapEff:\t"), want) {
 			t.Errorf("output lacks %q", want)

@@ -32,10 +32,6 @@ func (r *Runtime) makeRunDir(workload string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make run dir: %w", err)
 	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return fmt.Errorf("make run dir: %w", err)
-	}
 	if mounted, err := isMountpoint(dir); err != nil || mounted {
 		return err
 	}

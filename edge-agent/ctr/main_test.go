@@ -24,6 +24,7 @@ var (
 	hub     *registry
 	helper  string
 	scratch string
+	netns   string // one network namespace for all: networks are not tested here
 )
 
 func TestMain(m *testing.M) {
@@ -59,6 +60,12 @@ func run(m *testing.M) int {
 		fmt.Printf("build helper: %v\n%s", err, out)
 		return 1
 	}
+	netns = fmt.Sprintf("rgctr%d", os.Getpid())
+	if out, err := exec.Command("ip", "netns", "add", netns).CombinedOutput(); err != nil {
+		fmt.Printf("make network namespace: %v %s", err, out)
+		return 1
+	}
+	defer exec.Command("ip", "netns", "del", netns).Run()
 	hub = newRegistry(dir)
 	defer hub.close()
 	shared = newDaemon(filepath.Join(dir, "shared"))
@@ -113,7 +120,6 @@ type host struct {
 	daemon   *daemon
 	mu       sync.Mutex
 	attached map[string]bool
-	netns    string
 	password string
 	pullErr  error
 }
@@ -154,7 +160,7 @@ func (h *host) attach(_ context.Context, workload string) (string, string, error
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.attached[workload] = true
-	return h.netns, "10.9.8.7", nil
+	return "/run/netns/" + netns, "10.9.8.7", nil
 }
 
 func (h *host) detach(_ context.Context, workload string) error {

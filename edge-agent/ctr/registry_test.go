@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -26,6 +27,7 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/protocol"
 )
@@ -225,6 +227,63 @@ func TestPullProgress(t *testing.T) {
 	h.do(err)
 	if have.Images["env_a"] != 1 {
 		t.Errorf("images %v, want revision 1 ready", have.Images)
+	}
+}
+
+// TestPullTogether shows that workloads which want the same image at once all
+// get it.
+func TestPullTogether(t *testing.T) {
+	h := newHost(t, shared)
+	h.ready()
+	hub.pushBig("together")
+	errs := make(chan error)
+	for i := range 5 {
+		go func() {
+			errs <- h.Pull(t.Context(), shell("", func(w *protocol.Workload) {
+				w.ID, w.Image = fmt.Sprint("env_", i), "{control}/test/big:together"
+			}), func(_, _ uint64) {})
+		}()
+	}
+	for range 5 {
+		h.do(<-errs)
+	}
+}
+
+// TestCredentialsStayHome shows that nobody is asked for credentials, and no
+// registry gets any, without PullAuth.
+func TestCredentialsStayHome(t *testing.T) {
+	h := newHost(t, shared, func(c *Config) {
+		c.Credentials = func(context.Context, protocol.Workload, string) (string, string, error) {
+			t.Error("asked for credentials")
+			return "user", "right", nil
+		}
+	})
+	h.ready()
+	err := h.Pull(t.Context(), shell("", func(w *protocol.Workload) { w.PullAuth = false }), func(_, _ uint64) {})
+	if f := fault(t, err); !strings.Contains(f.Message, "no right to pull") {
+		t.Error(f)
+	}
+}
+
+// TestPullOnFullDisk pulls onto a file system that is too small.
+func TestPullOnFullDisk(t *testing.T) {
+	dir := filepath.Join(scratch, "small")
+	if err := os.Mkdir(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=3m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	d := newDaemon(dir)
+	d.start()
+	t.Cleanup(d.stop)
+	h := newHost(t, d)
+	h.ready()
+	hub.pushBig("disk")
+	err := h.Pull(t.Context(), shell("", func(w *protocol.Workload) { w.Image = "{control}/test/big:disk" }), func(_, _ uint64) {})
+	if f := fault(t, err); f.Final || !strings.Contains(f.Message, "the host's disk is full; free space") {
+		t.Error(f)
 	}
 }
 

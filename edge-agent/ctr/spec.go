@@ -43,11 +43,7 @@ func (r *Runtime) spec(ctx context.Context, w protocol.Workload, rec containers.
 	s.Process.Env = environ(image.Env, w.Env)
 	s.Process.Rlimits = openFiles()
 	s.Linux.CgroupsPath = "/remotegpu/" + w.ID
-	if netns != "" {
-		setNetwork(s, netns)
-	} else {
-		s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
-	}
+	setNetwork(s, netns)
 	if cgroups2() {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}

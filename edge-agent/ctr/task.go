@@ -144,6 +144,9 @@ func (r *Runtime) prepare(ctx context.Context, container containerd.Container, w
 	if err != nil {
 		return fmt.Errorf("attach network: %w", err)
 	}
+	if netns == "" { // without a path runc would make an empty one and never share it
+		return errors.New("attach network: it has no namespace")
+	}
 	err = errors.Join(r.makeRunDir(w.ID), r.makeEtc(w, address), r.makeVolumes(w, uid, gid), os.MkdirAll(filepath.Dir(r.logPath(w.ID)), 0o700))
 	if err != nil {
 		return err

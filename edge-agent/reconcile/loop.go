@@ -189,6 +189,11 @@ func (l *Loop) watch(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
+			return
+		case l.notices <- Notice{}: // look at once: the runtime may be gone
+		}
+		select {
+		case <-ctx.Done():
 		case <-time.After(retryDown):
 		}
 	}
@@ -201,6 +206,9 @@ func (l *Loop) accept() {
 	l.mu.Unlock()
 	if d == nil || d == l.desired {
 		return
+	}
+	if l.desired != nil && d.Generation == l.desired.Generation && reflect.DeepEqual(d.Workloads, l.desired.Workloads) {
+		return // control repeats itself until it is acknowledged
 	}
 	l.desired = d
 	l.cfg.Log.Info("document applied", "gen", d.Generation, "workloads", len(d.Workloads))
