@@ -1,6 +1,10 @@
 package protocol
 
-import "path"
+import (
+	"math"
+	"path"
+	"strings"
+)
 
 // validName is what may become a file name, a container id and a hostname.
 func validName(s string) bool {
@@ -20,10 +24,45 @@ func validName(s string) bool {
 
 func cleanAbs(p string) bool { return len(p) <= 4096 && path.IsAbs(p) && path.Clean(p) == p }
 
-// cut shortens s to at most MaxText bytes, for texts on their way out.
-func cut(s string) string {
+// Cut makes a text fit for a document: valid UTF-8 without zero bytes, which
+// databases refuse, and at most MaxText bytes long.
+func Cut(s string) string {
+	s = strings.ReplaceAll(strings.ToValidUTF8(s, "?"), "\x00", "")
 	if len(s) <= MaxText {
 		return s
 	}
-	return s[:MaxText-3] + "..."
+	return strings.ToValidUTF8(s[:MaxText-3], "") + "..."
+}
+
+// maxCount is the largest counter that everyone's signed integers hold.
+const maxCount = math.MaxInt64
+
+func tooLong(texts ...string) bool { return anyTooLong(texts) }
+
+func anyTooLong(texts []string) bool {
+	for _, t := range texts {
+		if len(t) > MaxLabel {
+			return true
+		}
+	}
+	return false
+}
+
+func tooMany(counts ...uint64) bool {
+	for _, n := range counts {
+		if n > maxCount {
+			return true
+		}
+	}
+	return false
+}
+
+// finite reports whether all values can be written as JSON.
+func finite(values ...float32) bool {
+	for _, v := range values {
+		if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
+			return false
+		}
+	}
+	return true
 }

@@ -3,6 +3,7 @@ package protocol
 import (
 	"crypto/sha256"
 	"fmt"
+	"strings"
 )
 
 // Desired is everything one host shall run. It replaces the document before
@@ -66,6 +67,10 @@ type Mount struct {
 	ReadOnly bool   `cbor:"4,keyasint,omitempty"`
 }
 
+// ReservedDir is the folder in every container that holds the agent's helper;
+// nothing may be mounted there.
+const ReservedDir = "/.remotegpu"
+
 // Digest returns the SHA-256 of the document's encoding.
 func (d *Desired) Digest() ([]byte, error) {
 	b, err := Marshal(d)
@@ -114,11 +119,64 @@ func (w *Workload) validate() error {
 		return fmt.Errorf("image reference is empty or over %d bytes", MaxLabel)
 	case !validName(w.Name):
 		return fmt.Errorf("name %.80q may have only letters, digits, '-', '_' and at most 64 characters", w.Name)
+	case tooLong(w.Workspace, w.User) || len(w.Workdir) > MaxText || tooMany(w.Revision):
+		return fmt.Errorf("workspace, user, workdir or revision is over its limits")
 	}
+	if err := w.Limits.validate(); err != nil {
+		return err
+	}
+	if err := checkProcess(w.Command, w.Env); err != nil {
+		return err
+	}
+	if err := checkGPUs(w.GPUs); err != nil {
+		return err
+	}
+	targets := make(map[string]bool, len(w.Mounts))
 	for _, m := range w.Mounts {
 		if err := m.validate(); err != nil {
 			return err
 		}
+		if targets[m.Target] {
+			return fmt.Errorf("two mounts have the target %s", m.Target)
+		}
+		targets[m.Target] = true
+	}
+	return nil
+}
+
+// checkProcess refuses what execve cannot pass on.
+func checkProcess(command []string, env map[string]string) error {
+	for _, arg := range command {
+		if strings.ContainsRune(arg, 0) {
+			return fmt.Errorf("command has a zero byte")
+		}
+	}
+	for name, value := range env {
+		if name == "" || strings.ContainsAny(name, "=\x00") || strings.ContainsRune(value, 0) {
+			return fmt.Errorf("environment variable %.80q is empty or has '=' or a zero byte", name)
+		}
+	}
+	return nil
+}
+
+func checkGPUs(uuids []string) error {
+	if len(uuids) > maxGPUs || anyTooLong(uuids) {
+		return fmt.Errorf("GPUs are over the limit of %d", maxGPUs)
+	}
+	seen := make(map[string]bool, len(uuids))
+	for _, uuid := range uuids {
+		if uuid == "" || seen[uuid] {
+			return fmt.Errorf("GPU %q is empty or stands twice", uuid)
+		}
+		seen[uuid] = true
+	}
+	return nil
+}
+
+// validate keeps products of the limits within signed integers.
+func (l Limits) validate() error {
+	if l.MilliCPU > 1<<32 || tooMany(l.Memory, l.Pids, l.Shm, l.Disk) {
+		return fmt.Errorf("limits are beyond any machine")
 	}
 	return nil
 }
@@ -127,6 +185,8 @@ func (m Mount) validate() error {
 	switch {
 	case !cleanAbs(m.Target) || m.Target == "/":
 		return fmt.Errorf("mount target %.80q is not a clean absolute path", m.Target)
+	case m.Target == ReservedDir || strings.HasPrefix(m.Target, ReservedDir+"/"):
+		return fmt.Errorf("mount target %s is RemoteGPU's own folder: choose another", m.Target)
 	case (m.Volume == "") == (m.HostPath == ""):
 		return fmt.Errorf("mount at %s needs a volume or a host path, not both", m.Target)
 	case m.Volume != "" && !validName(m.Volume):

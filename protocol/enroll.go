@@ -1,6 +1,9 @@
 package protocol
 
-import "fmt"
+import (
+	"crypto/ed25519"
+	"fmt"
+)
 
 // Enroll is the body of POST /api/v1/agent/enroll, JSON: a new host shows its
 // join token and its public key, and proves that it holds the private one.
@@ -11,6 +14,15 @@ type Enroll struct {
 	Name      string    `json:"name,omitempty" doc:"Wished host name; empty: the hostname" maxLength:"64"`
 	Agent     string    `json:"agent" doc:"Agent version" maxLength:"64"`
 	Inventory Inventory `json:"inventory"`
+}
+
+// Validate checks what a hostile host could send too much of. It does not check
+// the proof.
+func (e *Enroll) Validate() error {
+	if e.Token == "" || tooLong(e.Token, e.Name, e.Agent) || len(e.PublicKey) != ed25519.PublicKeySize || len(e.Proof) != ed25519.SignatureSize {
+		return fmt.Errorf("enrolment has no token, a key or proof of wrong length, or is over its limits")
+	}
+	return e.Inventory.Validate()
 }
 
 // Enrolled is the answer. The agent pins Keys: it obeys no document that none

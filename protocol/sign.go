@@ -64,6 +64,9 @@ func Verify(data []byte, host string, pinned []ed25519.PublicKey) (*Desired, err
 	if !signedByAny(&msg, pinned) {
 		return nil, ErrSignature
 	}
+	if len(msg.Headers.Unprotected) > 0 {
+		return nil, fmt.Errorf("signed document carries headers that the signature does not cover")
+	}
 	var d Desired
 	if err := Unmarshal(msg.Payload, &d); err != nil {
 		return nil, err
@@ -76,6 +79,9 @@ func Verify(data []byte, host string, pinned []ed25519.PublicKey) (*Desired, err
 
 func signedByAny(msg *cose.Sign1Message, pinned []ed25519.PublicKey) bool {
 	for _, key := range pinned {
+		if len(key) != ed25519.PublicKeySize {
+			continue // crypto/ed25519 panics on it
+		}
 		verifier, err := cose.NewVerifier(cose.AlgorithmEd25519, key)
 		if err == nil && msg.Verify(desiredAAD, verifier) == nil {
 			return true

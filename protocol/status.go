@@ -122,39 +122,73 @@ type Ack struct {
 	Telemetry uint64 `cbor:"4,keyasint,omitempty"` // highest sequence with none missing before it
 }
 
-// Validate checks what a hostile host could send too much of.
+// Validate checks the version and what a hostile host could send too much of.
 func (h *Hello) Validate() error {
-	if len(h.Capabilities) > 64 || len(h.Digest) > 64 || tooLong(h.BootID, h.Agent) || anyTooLong(h.Capabilities) {
+	if err := checkVersion("hello", h.Version); err != nil {
+		return err
+	}
+	if len(h.Capabilities) > 64 || len(h.Digest) > 64 || tooLong(h.BootID, h.Agent) || anyTooLong(h.Capabilities) ||
+		tooMany(h.Epoch, h.Observed, h.Applied) {
 		return fmt.Errorf("hello is over its limits")
 	}
 	return h.Inventory.Validate()
 }
 
-// Validate checks what a hostile host could send too much of.
+// Validate checks the version.
+func (p *Presence) Validate() error {
+	if tooMany(p.Epoch) {
+		return fmt.Errorf("presence is over its limits")
+	}
+	return checkVersion("presence", p.Version)
+}
+
+// Validate checks the version and what a hostile host could send too much of.
 func (s *Status) Validate() error {
-	if len(s.Workloads) > 2*MaxWorkloads || len(s.Events) > MaxEvents || len(s.Usage.GPUUsed) > maxGPUs {
+	if err := checkVersion("status", s.Version); err != nil {
+		return err
+	}
+	if len(s.Workloads) > 2*MaxWorkloads || len(s.Events) > MaxEvents || tooMany(s.Epoch, s.Seq, s.Observed, s.Applied) {
 		return fmt.Errorf("status is over its limits")
 	}
 	for _, w := range s.Workloads {
-		if tooLong(w.ID, w.Phase, w.Address) || len(w.Message) > MaxText {
+		if tooLong(w.ID, w.Phase, w.Address) || len(w.Message) > MaxText || tooMany(w.Revision, w.Done, w.Total) {
 			return fmt.Errorf("status of workload %.40q is over its limits", w.ID)
 		}
 	}
 	for _, e := range s.Events {
-		if tooLong(e.Severity, e.Reason, e.Workload) || len(e.Message) > MaxText {
+		if tooLong(e.Severity, e.Reason, e.Workload) || len(e.Message) > MaxText || tooMany(e.Seq) {
 			return fmt.Errorf("event %d is over its limits", e.Seq)
+		}
+	}
+	return s.Usage.validate()
+}
+
+func (u *Usage) validate() error {
+	if len(u.GPUUsed) > maxGPUs || !finite(u.CPUPercent, u.Load1) || tooMany(u.MemoryUsed, u.DiskUsed, u.UptimeSecs) {
+		return fmt.Errorf("usage is over its limits")
+	}
+	for _, g := range u.GPUUsed {
+		if err := g.Validate(); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func tooLong(texts ...string) bool { return anyTooLong(texts) }
-
-func anyTooLong(texts []string) bool {
-	for _, t := range texts {
-		if len(t) > MaxLabel {
-			return true
-		}
+// Validate checks what a hostile host could send too much of.
+func (g *GPUUsage) Validate() error {
+	if g.UUID == "" || tooLong(g.UUID) || tooMany(g.MemoryUsed) || !finite(g.Utilisation, g.Temperature, g.PowerWatts) {
+		return fmt.Errorf("usage of GPU %.40q is over its limits", g.UUID)
 	}
-	return false
+	return nil
+}
+
+// Validate checks the version.
+func (a *Ack) Validate() error { return checkVersion("ack", a.Version) }
+
+func checkVersion(document string, version int) error {
+	if version != Version {
+		return fmt.Errorf("%s has version %d, this program knows %d: upgrade the older end", document, version, Version)
+	}
+	return nil
 }

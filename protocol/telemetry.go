@@ -50,7 +50,10 @@ const maxSamples = 3600
 
 // Validate checks that all series are as long as the batch and within limits.
 func (b *TelemetryBatch) Validate() error {
-	if b.First == 0 || len(b.At) == 0 || len(b.At) > maxSamples || len(b.GPUs) > maxGPUs {
+	if err := checkVersion("telemetry batch", b.Version); err != nil {
+		return err
+	}
+	if b.First == 0 || b.First > maxCount-maxSamples || len(b.At) == 0 || len(b.At) > maxSamples || len(b.GPUs) > maxGPUs {
 		return fmt.Errorf("telemetry batch is empty or over its limits")
 	}
 	if err := checkSeries(b.Host, len(b.At)); err != nil {

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -177,7 +176,7 @@ func (c *child) refresh(p *process, limit time.Duration) error {
 	c.log.Error("write CDI specification", "err", err)
 	for i := range reply.GPUs {
 		reply.GPUs[i].Healthy = false
-		reply.GPUs[i].HealthMessage = shorten("containers cannot get it: " + err.Error())
+		reply.GPUs[i].HealthMessage = protocol.Cut("containers cannot get it: " + err.Error())
 	}
 	c.found(reply)
 	if _, said := errors.AsType[refusal](err); said {
@@ -239,11 +238,8 @@ func (c *child) failed(err error) {
 	c.err = err
 	c.samples = c.samples[:0:0]
 	for i := range c.gpus {
-		c.gpus[i].Healthy, c.gpus[i].HealthMessage = false, shorten(err.Error())
+		c.gpus[i].Healthy, c.gpus[i].HealthMessage = false, protocol.Cut(err.Error())
 		c.samples = append(c.samples, Sample{Usage: protocol.GPUUsage{UUID: c.gpus[i].UUID}})
 	}
 	c.once.Do(func() { close(c.first) })
 }
-
-// shorten cuts s to what a message may be long.
-func shorten(s string) string { return strings.ToValidUTF8(s[:min(len(s), protocol.MaxText)], "") }

@@ -384,9 +384,3 @@ func TestMissingProgramIsOneSentence(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-func TestLongFailureIsCutAtARune(t *testing.T) {
-	if got := shorten(strings.Repeat("é", protocol.MaxText)); len(got) > protocol.MaxText || strings.ToValidUTF8(got, "") != got {
-		t.Errorf("%d bytes, valid UTF-8: %v", len(got), strings.ToValidUTF8(got, "") == got)
-	}
-}

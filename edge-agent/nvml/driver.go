@@ -38,8 +38,7 @@ func (d *driver) answer(r *wire.Request) *wire.Reply {
 		}
 	}
 	if err != nil {
-		text := strings.ToValidUTF8(strings.ReplaceAll(err.Error(), "\n", "; "), "?")
-		return &wire.Reply{Error: text[:min(len(text), protocol.MaxText)]}
+		return &wire.Reply{Error: protocol.Cut(strings.ReplaceAll(err.Error(), "\n", "; "))}
 	}
 	return reply
 }

@@ -80,8 +80,8 @@ func (r *Reply) Validate() error {
 		return err
 	}
 	for _, s := range r.Samples {
-		if s.Usage.UUID == "" || len(s.Usage.UUID) > protocol.MaxLabel {
-			return fmt.Errorf("reply %d has a sample without a valid UUID", r.ID)
+		if err := s.Usage.Validate(); err != nil {
+			return err
 		}
 	}
 	return nil
