@@ -101,9 +101,9 @@ func (c *wsConn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (c *wsConn) SetDeadline(t time.Time) error {
-	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
-}
+// SetDeadline sets the deadline of reads. That of writes may only be set by who
+// writes.
+func (c *wsConn) SetDeadline(t time.Time) error { return c.SetReadDeadline(t) }
 
 // notConnected notes why an attempt led to nothing.
 func (l *Link) notConnected(err error) {

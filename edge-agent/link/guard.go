@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 
 	"github.com/remotegpu/remotegpu/protocol"
 )
@@ -28,6 +29,13 @@ type guard struct {
 
 func newGuard(conn net.Conn, oversize func(bytes int)) *guard {
 	return &guard{Conn: conn, in: bufio.NewReaderSize(conn, 16<<10), oversize: oversize}
+}
+
+// Write gives up after a while, so that a peer that is gone cannot hold the
+// client, which writes its pings here too.
+func (g *guard) Write(p []byte) (int, error) {
+	g.SetWriteDeadline(time.Now().Add(sayWithin))
+	return g.Conn.Write(p)
 }
 
 // Read hands on the bytes of packets that are small enough.

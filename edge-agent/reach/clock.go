@@ -40,13 +40,22 @@ func (s *Server) Measure(ctx context.Context) (time.Duration, error) {
 		return s.Offset(), err
 	}
 	if offset.Abs() > correctable {
-		return s.Offset(), fmt.Errorf("this host's clock is %s: set it, for example by `timedatectl set-ntp true`", Wrong(offset))
+		return s.Offset(), &ClockError{offset}
 	}
 	if offset.Abs() < 2*time.Second {
 		offset = 0
 	}
 	s.offset.Store(int64(offset))
 	return offset, nil
+}
+
+// ClockError is a host's clock that is too far off to be worked around.
+type ClockError struct {
+	Offset time.Duration // ahead of the control plane's
+}
+
+func (e *ClockError) Error() string {
+	return fmt.Sprintf("This host's clock is %s of the server's: set it, for example by `timedatectl set-ntp true`.", Wrong(e.Offset))
 }
 
 // Wrong says how far a clock is off.

@@ -18,6 +18,10 @@ func (s *Server) Sentence(err error) string {
 	if errors.As(err, &proxy) {
 		return proxySentence(proxy)
 	}
+	var clock *ClockError
+	if errors.As(err, &clock) {
+		return clock.Error()
+	}
 	if text := s.certificateSentence(err); text != "" {
 		return text
 	}
@@ -26,7 +30,7 @@ func (s *Server) Sentence(err error) string {
 	switch {
 	case errors.As(err, &dns):
 		return fmt.Sprintf("The name %s cannot be resolved: check the server address and this host's DNS.", dns.Name)
-	case errors.As(err, &record):
+	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
 		return fmt.Sprintf("%s does not speak TLS: check the address and the port.", s)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Sprintf("Nothing accepts connections at %s%s: check that the server runs and that the port is right.", s, s.via())
