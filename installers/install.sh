@@ -302,9 +302,12 @@ install_packages() {
 	dnf | yum) rpm_install "$tool" $PACKAGES ;;
 	zypper) zypper --non-interactive --quiet install --no-recommends $PACKAGES ;;
 	esac >"$STAGE/packages" 2>&1 || status=$?
-	[ "$status" = 0 ] || die "$tool could not install$PACKAGES ($(grep -v '^ *$' "$STAGE/packages" | tail -n 1)): install them by hand, then run this again."
+	[ "$status" = 0 ] || die "$tool could not install$PACKAGES ($(package_error "$STAGE/packages")): install them by hand, then run this again."
 	PACKAGES=''
 }
+
+# package_error prints the line that says why: apt's first complaint, else the last line.
+package_error() { awk '/^[EW]: / && why == "" { why = $0 } NF { last = $0 } END { print why != "" ? why : last }' "$1"; }
 
 # apt_install never removes a package: on a machine with Docker's containerd
 # that would break Docker.
