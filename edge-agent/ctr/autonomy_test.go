@@ -93,7 +93,11 @@ func ticker(id string) protocol.Workload {
 
 // TestAutonomy takes everything around a container away, one after the other.
 func TestAutonomy(t *testing.T) {
-	d := newDaemon(filepath.Join(scratch, "autonomy"))
+	dir, err := os.MkdirTemp(scratch, "autonomy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := newDaemon(dir)
 	d.start()
 	t.Cleanup(func() { d.stop() })
 	a := newAgent(newHost(t, d))

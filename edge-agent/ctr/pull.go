@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -55,6 +56,11 @@ func (r *Runtime) Pull(ctx context.Context, w protocol.Workload, progress func(d
 		return nil
 	}
 	err = r.fetch(ctx, w, name, host, progress)
+	if errdefs.IsNotFound(err) && !answered(err) {
+		// containerd's garbage collection took a layer that an earlier, cancelled
+		// pull had left, between our look at it and our use of it.
+		err = r.fetch(ctx, w, name, host, progress)
+	}
 	if err != nil {
 		if ctx.Err() == nil && !answered(err) && r.usable(ctx, name) {
 			r.cfg.Log.Warn("registry cannot be reached, image from before is used", "env", w.ID, "image", name, "err", err)
@@ -84,6 +90,8 @@ func (r *Runtime) usable(ctx context.Context, name string) bool {
 }
 
 func (r *Runtime) fetch(ctx context.Context, w protocol.Workload, name, host string, progress func(done, total uint64)) error {
+	var watching sync.WaitGroup
+	defer watching.Wait() // after stop: progress is never called once this has returned
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	ctx, release, err := r.client.WithLease(ctx, leases.WithRandomID(), leases.WithExpiration(24*time.Hour))
@@ -98,7 +106,7 @@ func (r *Runtime) fetch(ctx context.Context, w protocol.Workload, name, host str
 		}
 	}()
 	t := newTracker(r.client.ContentStore(), progress, func() { stop(errStalled) })
-	go t.run(ctx)
+	watching.Go(func() { t.run(ctx) })
 	_, err = r.client.Pull(ctx, name,
 		containerd.WithResolver(r.resolver(ctx, w, host)),
 		containerd.WithPullUnpack,

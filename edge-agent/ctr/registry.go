@@ -90,7 +90,13 @@ func answered(err error) bool {
 	if errors.As(err, &status) {
 		return status.StatusCode < 500
 	}
-	return errors.Is(err, docker.ErrInvalidAuthorization) || errdefs.IsNotFound(err) && !errors.As(err, &cred) || diskFull(err)
+	return errors.Is(err, docker.ErrInvalidAuthorization) || unknownImage(err) && !errors.As(err, &cred) || err != nil && diskFull(err)
+}
+
+// unknownImage reports whether the registry says that it has no such image. A
+// "not found" of a later stage is about containerd's own things.
+func unknownImage(err error) bool {
+	return errdefs.IsNotFound(err) && strings.Contains(err.Error(), "failed to resolve reference")
 }
 
 // pullFault says for a person why an image did not come.
@@ -113,7 +119,7 @@ func (r *Runtime) pullFault(w protocol.Workload, host string, err error) error {
 		return reconcile.Faultf(err, "no right to pull image %s; check its name, and give the workspace a login for registry %s", w.Image, host)
 	case strings.Contains(err.Error(), "no match for platform"):
 		return reconcile.Finalf(err, "image %s is not made for this kind of machine; build it for the host's platform or choose another", w.Image)
-	case code == http.StatusNotFound, errdefs.IsNotFound(err):
+	case code == http.StatusNotFound, unknownImage(err):
 		return reconcile.Faultf(err, "image %s is unknown to registry %s; check its name and tag, or push it", w.Image, host)
 	case code == http.StatusTooManyRequests:
 		return reconcile.Faultf(err, "registry %s refuses more pulls for now; wait, or give the workspace a login for it", host)

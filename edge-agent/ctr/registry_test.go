@@ -14,7 +14,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -267,8 +266,8 @@ func TestCredentialsStayHome(t *testing.T) {
 
 // TestPullOnFullDisk pulls onto a file system that is too small.
 func TestPullOnFullDisk(t *testing.T) {
-	dir := filepath.Join(scratch, "small")
-	if err := os.Mkdir(dir, 0o711); err != nil {
+	dir, err := os.MkdirTemp(scratch, "small")
+	if err != nil {
 		t.Fatal(err)
 	}
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=3m"); err != nil {
@@ -281,7 +280,7 @@ func TestPullOnFullDisk(t *testing.T) {
 	h := newHost(t, d)
 	h.ready()
 	hub.pushBig("disk")
-	err := h.Pull(t.Context(), shell("", func(w *protocol.Workload) { w.Image = "{control}/test/big:disk" }), func(_, _ uint64) {})
+	err = h.Pull(t.Context(), shell("", func(w *protocol.Workload) { w.Image = "{control}/test/big:disk" }), func(_, _ uint64) {})
 	if f := fault(t, err); f.Final || !strings.Contains(f.Message, "the host's disk is full; free space") {
 		t.Error(f)
 	}
