@@ -13,7 +13,8 @@ const (
 	TopicAck       = "ack"       // control → agent: Ack, QoS 0
 )
 
-const topicRoot = "rg/v1/"
+// TopicRoot is what every topic starts with.
+const TopicRoot = "rg/v1/"
 
 // UpTopics are what an agent may publish, DownTopics what it may subscribe to.
 var (
@@ -22,14 +23,14 @@ var (
 )
 
 // HostTopic returns the full topic of one host.
-func HostTopic(host, topic string) string { return topicRoot + "hosts/" + host + "/" + topic }
+func HostTopic(host, topic string) string { return TopicRoot + "hosts/" + host + "/" + topic }
 
 // AllHosts returns the filter that matches a topic of every host.
-func AllHosts(topic string) string { return topicRoot + "hosts/+/" + topic }
+func AllHosts(topic string) string { return TopicRoot + "hosts/+/" + topic }
 
 // SplitHostTopic is the inverse of HostTopic; ok is false for any other topic.
 func SplitHostTopic(full string) (host, topic string, ok bool) {
-	rest, ok := strings.CutPrefix(full, topicRoot+"hosts/")
+	rest, ok := strings.CutPrefix(full, TopicRoot+"hosts/")
 	if !ok {
 		return "", "", false
 	}
@@ -42,7 +43,7 @@ func SplitHostTopic(full string) (host, topic string, ok bool) {
 
 // WorkspacePrefix returns what every integration topic of a workspace starts
 // with: events and host metrics as JSON.
-func WorkspacePrefix(workspace string) string { return topicRoot + "workspaces/" + workspace + "/" }
+func WorkspacePrefix(workspace string) string { return TopicRoot + "workspaces/" + workspace + "/" }
 
 // WorkspaceEvent returns the topic of one kind of event of a workspace, for
 // example kind "environment/running".
