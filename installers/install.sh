@@ -476,7 +476,7 @@ start_supervisor() {
 		# shellcheck disable=SC1091
 		. "$ETC/agent.env"
 		set +a
-		setsid sh -c 'echo $$ >"$1"; shift; exec "$@"' sh "$RUN_DIR/supervise.pid" "$@" </dev/null >>"$LOGS/agent.log" 2>&1 &
+		setsid sh -c 'echo $$ >"$1"; shift; exec "$@"' sh "$RUN_DIR/supervise.pid" "$@" </dev/null >>"$LOGS/supervise.log" 2>&1 &
 	)
 	STARTED=yes
 	say "there is no systemd here: started under the agent's own supervisor, log in $LOGS/agent.log"
@@ -522,6 +522,7 @@ uninstall() {
 	stop_agent
 	with_containerd empty_namespace
 	remove_service
+	stop_containerd
 	remove_networks
 	awk -v d="$RUN_DIR/" -v e="$DATA_DIR/" 'index($2, d) == 1 || index($2, e) == 1 { print $2 }' /proc/mounts | sort -r |
 		while read -r m; do umount -l "$m" || :; done
@@ -540,6 +541,7 @@ uninstall() {
 stop() {
 	stop_agent
 	with_containerd end_tasks
+	stop_containerd
 	say "the agent and its containers are stopped; 'sh $LIB/install.sh' starts them again"
 }
 
@@ -555,6 +557,17 @@ remove_service() {
 		rm -f "/etc/systemd/system/$UNIT.service"
 		systemctl daemon-reload || :
 	fi
+}
+
+# stop_containerd ends the one that the supervisor started, if it did.
+stop_containerd() {
+	pid=$(cut -d ' ' -f 1 "$RUN_DIR/containerd.pid" 2>/dev/null | head -n 1) || :
+	[ "$(cat "/proc/${pid:-none}/comm" 2>/dev/null)" = containerd ] || return 0
+	kill -TERM "$pid"
+	for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+		[ "$(cat "/proc/$pid/comm" 2>/dev/null)" = containerd ] || break
+		sleep 0.5
+	done
 }
 
 containerd_answers() { [ -S "$SOCKET" ] && ctr --connect-timeout 3s -a "$SOCKET" version >/dev/null 2>&1; }

@@ -26,8 +26,8 @@ type control struct {
 	*httptest.Server
 	key   *ecdsa.PrivateKey
 	mu    sync.Mutex
-	files map[string][]byte // under /dl/, but for the sums, guarded by mu
-	sums  []byte            // instead of the true ones, guarded by mu
+	files map[string][]byte // under /dl/, but for the sums; guarded by mu, as are all below
+	sums  []byte            // instead of the true ones
 	sig   []byte
 	ca    string // instead of the true one
 }
@@ -50,12 +50,17 @@ func newControl(t *testing.T) *control {
 	mux.HandleFunc("GET /install.sh", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, c.script()) })
 	mux.HandleFunc("GET /dl/{file...}", c.download)
 	mux.HandleFunc("POST /api/v1/agent/enroll", enroll)
-	c.Server = httptest.NewTLSServer(mux)
+	c.Server = httptest.NewUnstartedServer(mux)
+	c.mu.Lock() // requests wait until the fields are set
+	c.StartTLS()
+	c.mu.Unlock()
 	t.Cleanup(c.Close)
 	return c
 }
 
 func (c *control) script() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	der, err := x509.MarshalPKIXPublicKey(c.key.Public())
 	if err != nil {
 		panic(err)
@@ -202,7 +207,7 @@ func TestChangedOptionRestarts(t *testing.T) {
 	if after := m.ok("cat /run/remotegpu/supervise.pid"); after == before {
 		t.Error("a changed option did not restart the agent")
 	}
-	if got := m.ok("cat /run/remotegpu/connected; tail -n 1 /var/log/remotegpu/agent.log"); got != "noneproxy http://127.0.0.1:1\n" {
+	if got := m.ok("cat /run/remotegpu/connected; tail -n 1 /var/log/remotegpu/supervise.log"); got != "noneproxy http://127.0.0.1:1\n" {
 		t.Errorf("the agent got GPU source and proxy %q", got)
 	}
 	m.mustInstall(c, "", "nothing was changed")
@@ -268,10 +273,10 @@ func TestTamperedDownloads(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c, m := newControl(t), newMachine(t)
-			if _, err := c.Client().Get(c.URL + "/dl/SHA256SUMS"); err != nil { // makes the true sums
-				t.Fatal(err)
-			}
+			m.ok("curl -fsSk -o /dev/null " + c.URL + "/dl/SHA256SUMS") // makes the true sums
+			c.mu.Lock()
 			tc.tamper(c)
+			c.mu.Unlock()
 			m.mustRefuse(c, "--token good", tc.want)
 		})
 	}

@@ -54,6 +54,7 @@ func fakeAgent(args []string) int {
 		err = os.WriteFile(filepath.Join(run, "connected"), []byte(os.Getenv("REMOTEGPU_GPU_SOURCE")), 0o600)
 		fmt.Println("proxy", os.Getenv("HTTPS_PROXY"))
 		<-stop
+		os.Remove(filepath.Join(run, "connected"))
 	case "status":
 		_, err = os.ReadFile(filepath.Join(run, "connected"))
 		fmt.Println("connected as box")
@@ -158,6 +159,7 @@ func readAll(r interface{ Read([]byte) (int, error) }, b []byte) bool {
 // sh runs a shell command on the machine and returns what it printed.
 func (m *machine) sh(command string, env ...string) (string, error) {
 	cmd := exec.Command("nsenter", "-t", m.pid, "-m", "-p", "-r", "-w", "env", "-i", "HOME=/root",
+		"GORACE=atexit_sleep_ms=0", // the fake agent is this test
 		"PATH=/fake:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 	cmd.Args = append(append(cmd.Args, env...), "sh", "-c", command)
 	var out bytes.Buffer
