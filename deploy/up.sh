@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 . deploy/dev.sh
 
 ENV_NAME=${RG_ENV:-demo}
+ENV_OPTIONS=${RG_ENV_OPTIONS:-} # more options of 'env create'
 STARTER=library/starter:latest
 
 [ "$(id -u)" = 0 ] || die "this machine becomes a host, which needs root: run 'sudo make up'."
@@ -54,7 +55,7 @@ login() {
 	RG_PASSWORD=$(json "$first" password)
 	step "logging in as $RG_USER"
 	printf '%s\n' "$RG_PASSWORD" | rg login "$URL" --ca "$RUN/ca.pem" --email "$RG_USER" --password-stdin >/dev/null
-	(umask 077 && rg token create make-up --output json >"$RUN/token.json" && json "$RUN/token.json" secret >"$RUN/token")
+	(umask 077 && rg token create make-up >"$RUN/token")
 }
 
 # json FILE KEY prints the first text under KEY; our files hold no quotes in them.
@@ -82,14 +83,18 @@ join_host() {
 		sh "$AGENT_INSTALLER" --uninstall
 	fi
 	if joined_here && agent_current && "$AGENT" status >/dev/null 2>&1; then return; fi
+	if joined_here; then
+		step "starting this machine's agent"
+		sh "$AGENT_INSTALLER" --upgrade | sed 's/^/    /'
+		return
+	fi
 	step "joining this machine as a host, by the line that every host gets"
 	local line
-	rg host join --output json >"$RUN/join.json"
-	line=$(sed -n 's/.*"command": *"\(.*\)",\{0,1\}$/\1/p' "$RUN/join.json" | sed 's/\\u0026/\&/g; s/\\"/"/g; s/\\\\/\\/g')
-	rm -f "$RUN/join.json"
+	line=$(rg host join)
 	if ! command -v sudo >/dev/null; then line=${line//| sudo sh/| sh}; fi
-	echo "    $line --gpu-source $(gpu_source)"
-	sh -c "$line --gpu-source $(gpu_source)" | sed 's/^/    /'
+	line+=" --gpu-source $(gpu_source)"
+	echo "    $line"
+	sh -c "$line" | sed 's/^/    /'
 	joined_here || die "this machine did not join: see the lines above."
 }
 
@@ -98,7 +103,7 @@ agent_current() { cmp -s "$AGENT" "$BIN/remotegpu-agent" && cmp -s /usr/local/li
 push_starter() {
 	local image
 	step "starter image"
-	image=$(deploy/images/build.sh starter "$RUN/images")
+	image=$(GO=${GO:-go} deploy/images/build.sh starter "$RUN/images")
 	mkdir -p "$RUN/certs"
 	cp "$RUN/ca.pem" "$RUN/certs/ca.crt"
 	skopeo copy -q --dest-creds "token:$(cat "$RUN/token")" --dest-cert-dir "$RUN/certs" "oci:$image:latest" "docker://$RG_HOST:$RG_HTTPS_PORT/$STARTER" ||
@@ -108,11 +113,13 @@ push_starter() {
 SSH=(ssh -p "$RG_SSH_PORT" -i "$RUN/ssh/id_ed25519" -o "UserKnownHostsFile=$RUN/ssh/known_hosts" -o IdentitiesOnly=yes -o ConnectTimeout=20)
 
 first_environment() {
-	if ! rg env ls --output json | grep -q "\"name\": *\"$ENV_NAME\""; then
+	if ! rg env show "$ENV_NAME" >/dev/null 2>&1; then
 		step "creating environment $ENV_NAME"
-		rg env create "$ENV_NAME" --image "{control}/$STARTER" --wait
-	else
-		rg env start "$ENV_NAME" --wait >/dev/null
+		# shellcheck disable=SC2086 # a list of options
+		rg env create "$ENV_NAME" $ENV_OPTIONS
+	elif ! rg env show "$ENV_NAME" | grep -q '"phase": "running"'; then
+		step "starting environment $ENV_NAME"
+		rg env start "$ENV_NAME"
 	fi
 	local said
 	for _ in $(seq 30); do
