@@ -1,0 +1,246 @@
+package host
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/remotegpu/remotegpu/control/pg"
+	"github.com/remotegpu/remotegpu/protocol"
+)
+
+// columns derive status and health, so that they can never disagree with what
+// they come from.
+const columns = `h.id, h.name, h.state, h.last_seen, h.registered_at, h.address, h.hostname, h.addresses, h.os, h.os_version,
+	h.kernel, h.arch, h.deployment, h.cpu_model, h.cpus, h.memory, h.disk, h.runtime, h.driver, h.cuda, h.agent, h.clock_offset,
+	h.labels, h.tags, h.groups,
+	coalesce(u.cpu_percent, 0) cpu_percent, coalesce(u.load1, 0) load1, coalesce(u.memory_used, 0) memory_used,
+	coalesce(u.disk_used, 0) disk_used, coalesce(u.uptime, 0) uptime,
+	coalesce(d.observed, 0) observed, coalesce(d.applied, 0) applied,
+	case when h.state = 'maintenance' then 'maintenance' when h.online then 'online' else 'offline' end status,
+	case when not h.online then 'unhealthy' when g.bad > 0 or abs(h.clock_offset) > 30000 then 'degraded' else 'healthy' end health,
+	case when not h.online then 'not connected' when g.bad > 0 then g.bad || ' GPU(s) unhealthy'
+	     when abs(h.clock_offset) > 30000 then 'clock is ' || h.clock_offset / 1000 || ' s off' else '' end health_reason`
+
+const from = ` from hosts h left join host_usage u on u.host_id = h.id left join desired_documents d on d.host_id = h.id
+	cross join lateral (select count(*) bad from gpus where host_id = h.id and not (healthy and present)) g `
+
+const gpuColumns = `g.uuid, g.host_id, g.index, g.name, g.brand, g.architecture, g.memory, g.cuda_cores, g.capability,
+	g.power_limit, g.temp_limit, g.mig, g.numa_node, g.pci, g.health_message,
+	case when not (g.healthy and g.present) then 'error' when g.maintenance then 'maintenance'
+	     when a.workload is not null then 'allocated' else 'available' end status,
+	case when g.healthy and g.present then 'healthy' else 'unhealthy' end health, coalesce(a.workload, '') environment`
+
+// Filter narrows a list of hosts; zero fields mean any.
+type Filter struct {
+	Status string
+	Search string // in name, hostname, address or GPU
+	Label  string // key=value
+	After  string // name, for paging
+	Limit  int    // 0: 100
+}
+
+func list(ctx context.Context, db pg.DB, f Filter) ([]Host, error) {
+	if f.Limit <= 0 || f.Limit > 1000 {
+		f.Limit = 100
+	}
+	rows, err := db.Query(ctx, "select * from (select "+columns+from+`) h
+		where ($1 = '' or h.status = $1) and h.name > $2 and h.state <> 'retired'
+		and ($3 = '' or h.name ilike '%' || $3 || '%' or h.hostname ilike '%' || $3 || '%' or h.address ilike '%' || $3 || '%'
+		     or exists (select from gpus where host_id = h.id and gpus.name ilike '%' || $3 || '%'))
+		and ($4 = '' or h.labels ->> split_part($4, '=', 1) = substr($4, strpos($4, '=') + 1))
+		order by h.name limit $5`, f.Status, f.After, f.Search, f.Label, f.Limit)
+	if err != nil {
+		return nil, err
+	}
+	hosts, err := pgx.CollectRows(rows, pgx.RowToStructByName[Host])
+	if err != nil || len(hosts) == 0 {
+		return hosts, err
+	}
+	ids, place := make([]string, len(hosts)), map[string]int{}
+	for i := range hosts {
+		ids[i], place[hosts[i].ID], hosts[i].GPUs = hosts[i].ID, i, []GPU{}
+	}
+	gpus, err := gpusOf(ctx, db, ids)
+	for _, g := range gpus {
+		i := place[g.Host]
+		hosts[i].GPUs = append(hosts[i].GPUs, g)
+	}
+	return hosts, err
+}
+
+func gpusOf(ctx context.Context, db pg.DB, hosts []string) ([]GPU, error) {
+	rows, err := db.Query(ctx, "select "+gpuColumns+` from gpus g left join gpu_allocations a on a.gpu = g.uuid
+		where g.host_id = any($1) order by g.host_id, g.index`, hosts)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowToStructByName[GPU])
+}
+
+func find(ctx context.Context, db pg.DB, nameOrID string) (Host, error) {
+	rows, err := db.Query(ctx, "select "+columns+from+"where h.id = $1 or h.name = $1", nameOrID)
+	if err != nil {
+		return Host{}, err
+	}
+	h, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[Host])
+	if err != nil {
+		return h, err
+	}
+	h.GPUs, err = gpusOf(ctx, db, []string{h.ID})
+	if h.GPUs == nil {
+		h.GPUs = []GPU{}
+	}
+	return h, err
+}
+
+// lockState returns a host's id and state and keeps others from changing it.
+func lockState(ctx context.Context, tx pg.Tx, nameOrID string) (id string, state State, err error) {
+	err = tx.QueryRow(ctx, "select id, state from hosts where id = $1 or name = $1 for update", nameOrID).Scan(&id, &state)
+	return id, state, err
+}
+
+func setState(ctx context.Context, db pg.DB, id string, state State) error {
+	_, err := db.Exec(ctx, "update hosts set state = $2 where id = $1", id, state)
+	return err
+}
+
+func byKey(ctx context.Context, db pg.DB, key []byte) (id, name string, state State, err error) {
+	err = db.QueryRow(ctx, "select id, name, state from hosts where public_key = $1", key).Scan(&id, &name, &state)
+	return id, name, state, err
+}
+
+func keyOf(ctx context.Context, db pg.DB, id string) (key []byte, name string, state State, err error) {
+	err = db.QueryRow(ctx, "select public_key, name, state from hosts where id = $1", id).Scan(&key, &name, &state)
+	return key, name, state, err
+}
+
+func insert(ctx context.Context, db pg.DB, h Host, key []byte) error {
+	_, err := db.Exec(ctx, "insert into hosts (id, name, public_key, state, labels, address) values ($1, $2, $3, $4, $5, $6)",
+		h.ID, h.Name, key, h.State, h.Labels, h.Address)
+	return err
+}
+
+func nameTaken(ctx context.Context, db pg.DB, name string) (taken bool, err error) {
+	err = db.QueryRow(ctx, "select exists (select from hosts where name = $1)", name).Scan(&taken)
+	return taken, err
+}
+
+// setInventory writes what the agent found. A GPU that is gone stays, as not
+// present; one that another host has reported stays that host's, so that a
+// lying host can take nobody's.
+func setInventory(ctx context.Context, tx pg.Tx, id string, inv protocol.Inventory) error {
+	_, err := tx.Exec(ctx, `update hosts set hostname = $2, os = $3, os_version = $4, kernel = $5, arch = $6, deployment = $7,
+		addresses = $8, cpu_model = $9, cpus = $10, memory = $11, disk = $12, runtime = $13, driver = $14, cuda = $15 where id = $1`,
+		id, inv.Hostname, inv.OS, inv.OSVersion, inv.Kernel, inv.Arch, inv.Deployment, nonNil(inv.Addresses), inv.CPUModel,
+		int32(inv.CPUs), int64(inv.Memory), int64(inv.Disk), inv.Runtime, inv.Driver, inv.CUDA)
+	if err != nil {
+		return err
+	}
+	var batch pgx.Batch
+	uuids := []string{}
+	for _, g := range inv.GPUs {
+		links := make([]int32, len(g.Links))
+		for i, n := range g.Links {
+			links[i] = int32(n)
+		}
+		batch.Queue(`insert into gpus (uuid, host_id, index, name, brand, architecture, memory, cuda_cores, capability,
+				power_limit, temp_limit, mig, numa_node, pci, links, healthy, health_message)
+			values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+			on conflict (uuid) do update set index = excluded.index, name = excluded.name,
+				memory = excluded.memory, power_limit = excluded.power_limit, temp_limit = excluded.temp_limit, mig = excluded.mig,
+				numa_node = excluded.numa_node, pci = excluded.pci, links = excluded.links, healthy = excluded.healthy,
+				health_message = excluded.health_message, present = true
+			where gpus.host_id = excluded.host_id`,
+			g.UUID, id, int32(g.Index), g.Name, g.Brand, g.Architecture, int64(g.Memory), int32(g.CUDACores), g.Capability,
+			g.PowerLimit, g.TempLimit, g.MIG, g.NUMANode, g.PCI, links, g.Healthy, g.HealthMessage)
+		uuids = append(uuids, g.UUID)
+	}
+	batch.Queue("update gpus set present = false where host_id = $1 and not uuid = any($2)", id, uuids)
+	return tx.SendBatch(ctx, &batch).Close()
+}
+
+func nonNil(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
+}
+
+// seen notes that a host is there; an older connection changes nothing. It
+// reports whether the host was offline before.
+func seen(ctx context.Context, db pg.DB, id string, epoch uint64) (cameOnline bool, err error) {
+	err = db.QueryRow(ctx, `update hosts set online = true, epoch = $2, last_seen = now() from (select id, online from hosts where id = $1) old
+		where hosts.id = $1 and hosts.epoch <= $2 and hosts.state <> 'retired' returning not old.online`, id, int64(epoch)).Scan(&cameOnline)
+	if pg.IsNone(err) {
+		return false, nil
+	}
+	return cameOnline, err
+}
+
+// died notes the end of a connection, unless a newer one has come.
+func died(ctx context.Context, db pg.DB, id string, epoch uint64) (wentOffline bool, err error) {
+	tag, err := db.Exec(ctx, "update hosts set online = false where id = $1 and epoch = $2 and online", id, int64(epoch))
+	return tag.RowsAffected() > 0, err
+}
+
+// silent marks hosts offline that have not been heard for long.
+func silent(ctx context.Context, db pg.DB, after time.Duration) ([]string, error) {
+	rows, err := db.Query(ctx, "update hosts set online = false where online and last_seen < now() - $1::interval returning id", after)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
+func setUsage(ctx context.Context, db pg.DB, id string, u protocol.Usage) error {
+	_, err := db.Exec(ctx, `insert into host_usage (host_id, at, cpu_percent, memory_used, disk_used, load1, uptime) values ($1, now(), $2, $3, $4, $5, $6)
+		on conflict (host_id) do update set at = now(), cpu_percent = excluded.cpu_percent, memory_used = excluded.memory_used,
+			disk_used = excluded.disk_used, load1 = excluded.load1, uptime = excluded.uptime`,
+		id, u.CPUPercent, int64(u.MemoryUsed), int64(u.DiskUsed), u.Load1, int64(u.UptimeSecs))
+	return err
+}
+
+// setGPUHealth reports whether any GPU's health changed.
+func setGPUHealth(ctx context.Context, db pg.DB, id string, all []protocol.GPUUsage) (bool, error) {
+	uuids, healthy := make([]string, len(all)), make([]bool, len(all))
+	for i, g := range all {
+		uuids[i], healthy[i] = g.UUID, g.Healthy
+	}
+	tag, err := db.Exec(ctx, `update gpus set healthy = n.healthy from (select unnest($2::text[]) uuid, unnest($3::bool[]) healthy) n
+		where gpus.uuid = n.uuid and gpus.host_id = $1 and gpus.healthy <> n.healthy`, id, uuids, healthy)
+	return tag.RowsAffected() > 0, err
+}
+
+// insertEvents keeps each of the agent's events once and returns the new ones.
+func insertEvents(ctx context.Context, tx pg.Tx, id string, all []protocol.Event) ([]protocol.Event, error) {
+	var fresh []protocol.Event
+	for _, e := range all {
+		tag, err := tx.Exec(ctx, `insert into host_events (host_id, seq, at, severity, reason, message, workload)
+			values ($1, $2, $3, $4, $5, $6, $7) on conflict (host_id, seq) do nothing`,
+			id, int64(e.Seq), time.UnixMilli(e.At), e.Severity, e.Reason, e.Message, e.Workload)
+		if err != nil {
+			return nil, err
+		}
+		if tag.RowsAffected() > 0 {
+			fresh = append(fresh, e)
+		}
+	}
+	return fresh, nil
+}
+
+func ownEvent(ctx context.Context, db pg.DB, id, severity, reason, message string) error {
+	_, err := db.Exec(ctx, "insert into host_events (host_id, at, severity, reason, message) values ($1, now(), $2, $3, $4)",
+		id, severity, reason, message)
+	return err
+}
+
+func events(ctx context.Context, db pg.DB, id string, after int64) ([]Event, error) {
+	rows, err := db.Query(ctx, `select id, at, severity, reason, message, workload from
+		(select * from host_events where host_id = $1 and id > $2 order by id desc limit 500) e order by id`, id, after)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowToStructByName[Event])
+}
