@@ -1,0 +1,147 @@
+// Package dispatch tells every host what it shall run.
+//
+// It owns the desired documents: compiling, signing, generations, publishing
+// until acknowledged, and taking in what agents say of them. What workloads
+// there are is environment's business, what a host is, host's. Its invariant:
+// a host's generation only grows, and two documents of the same generation are
+// equal byte for byte.
+//
+//	Touch ─► dirty ─► compile (next generation, signed) ─► publish ─┐
+//	                      ▲                                         │ 1 s, 2 s, … 30 s
+//	hello, jittered tick ─┘                 status acknowledges ◄───┘
+package dispatch
+
+import (
+	"context"
+	"crypto/ed25519"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/remotegpu/remotegpu/control/pg"
+	"github.com/remotegpu/remotegpu/protocol"
+)
+
+// changed is the channel on which the id of a host is notified whose document
+// is dirty.
+const changed = "desired_changed"
+
+// Config is what dispatch needs from others.
+type Config struct {
+	Key       ed25519.PrivateKey
+	Workloads func(ctx context.Context, db pg.DB, host string) ([]protocol.Workload, error) // sorted by id
+	Publish   func(host, topic string, payload []byte) error                                // at QoS 0; never waits
+	Connected func(host string) bool                                                        // to this replica's broker
+	Hello     func(ctx context.Context, host string, h protocol.Hello) error
+	Presence  func(ctx context.Context, host string, p protocol.Presence) error
+	HostState func(ctx context.Context, host string, st protocol.Status) (event uint64, err error)
+	Workload  func(ctx context.Context, host string, st protocol.Status) error
+}
+
+// Service is the dispatcher of one replica.
+type Service struct {
+	pool  *pg.Pool
+	cfg   Config
+	log   *slog.Logger
+	lanes lanes // one per connected host
+}
+
+// New returns the dispatcher.
+func New(pool *pg.Pool, cfg Config, log *slog.Logger) *Service {
+	s := &Service{pool: pool, cfg: cfg, log: log}
+	s.lanes.init(s)
+	return s
+}
+
+// Touch says, in the transaction that changed it, that a host's wishes are not
+// what they were. Documents from the returned generation on carry the change.
+func Touch(ctx context.Context, tx pg.Tx, host string) (generation uint64, err error) {
+	var now int64
+	err = tx.QueryRow(ctx, `insert into desired_documents (host_id) values ($1)
+		on conflict (host_id) do update set dirty = true, changed_at = now() returning generation`, host).Scan(&now)
+	if err != nil {
+		return 0, fmt.Errorf("touch desired document: %w", err)
+	}
+	return uint64(now) + 1, pg.Notify(ctx, tx, changed, host)
+}
+
+// Run wakes lanes on changes until ctx ends.
+func (s *Service) Run(ctx context.Context) error {
+	s.lanes.start(ctx)
+	return pg.Listen(ctx, s.pool, changed, func(host string) {
+		if host == "" { // a fresh connection: anything may have been missed
+			s.lanes.wakeAll()
+			return
+		}
+		if s.cfg.Connected(host) {
+			s.lanes.wake(host)
+		}
+	})
+}
+
+// record is a row of desired_documents.
+type record struct {
+	dirty      bool
+	generation uint64
+	digest     []byte // SHA-256 of the document, as an agent's hello has it
+	document   []byte // signed
+}
+
+// current returns a host's document, compiled anew when its wishes changed.
+// least is a generation that the host has seen: a restored backup must not
+// fall behind it.
+func (s *Service) current(ctx context.Context, host string, least uint64) (r record, err error) {
+	err = pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
+		if r, err = load(ctx, tx, host); err != nil {
+			return err
+		}
+		if !r.dirty && r.generation >= least && len(r.document) > 0 {
+			return nil
+		}
+		workloads, err := s.cfg.Workloads(ctx, tx, host)
+		if err != nil {
+			return fmt.Errorf("compile workloads: %w", err)
+		}
+		r, err = s.compile(ctx, tx, host, workloads, max(r.generation, least))
+		return err
+	})
+	return r, err
+}
+
+// compile writes the next generation after base.
+func (s *Service) compile(ctx context.Context, tx pg.Tx, host string, workloads []protocol.Workload, base uint64) (r record, err error) {
+	d := protocol.Desired{
+		Version: protocol.Version, Host: host, Generation: base + 1, IssuedAt: time.Now().Unix(), Workloads: workloads,
+	}
+	if r.document, err = protocol.Sign(&d, s.cfg.Key); err != nil {
+		return r, fmt.Errorf("sign desired document: %w", err)
+	}
+	if len(r.document) > protocol.MaxDesired {
+		return r, fmt.Errorf("desired document of %d bytes is over the limit of %d: too much on one host", len(r.document), protocol.MaxDesired)
+	}
+	if r.digest, err = d.Digest(); err != nil {
+		return r, err
+	}
+	r.generation = d.Generation
+	_, err = tx.Exec(ctx, `update desired_documents set dirty = false, generation = $2, digest = $3, document = $4 where host_id = $1`,
+		host, int64(r.generation), r.digest, r.document)
+	return r, err
+}
+
+func load(ctx context.Context, tx pg.Tx, host string) (r record, err error) {
+	if _, err = tx.Exec(ctx, "insert into desired_documents (host_id) values ($1) on conflict do nothing", host); err != nil {
+		return r, err
+	}
+	var generation int64
+	err = tx.QueryRow(ctx, "select dirty, generation, digest, document from desired_documents where host_id = $1 for update", host).
+		Scan(&r.dirty, &generation, &r.digest, &r.document)
+	r.generation = uint64(generation)
+	return r, err
+}
+
+// acknowledge notes what a host has.
+func acknowledge(ctx context.Context, db pg.DB, host string, observed, applied uint64) error {
+	_, err := db.Exec(ctx, `update desired_documents set observed = $2, applied = $3
+		where host_id = $1 and (observed, applied) is distinct from ($2, $3)`, host, int64(observed), int64(applied))
+	return err
+}

@@ -1,0 +1,141 @@
+package dispatch
+
+import (
+	"bytes"
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"github.com/remotegpu/remotegpu/protocol"
+)
+
+// Hello takes the payload of a host's hello topic; it never blocks.
+func (s *Service) Hello(host string, payload []byte) {
+	var h protocol.Hello
+	if s.decode(host, payload, &h) {
+		s.lanes.change(host, func(ln *lane) { ln.hello = &h })
+	}
+}
+
+// Status takes the payload of a host's status topic; it never blocks. Of two
+// that wait the newer counts, but events of the older are not lost: the agent
+// sends them until they are acknowledged.
+func (s *Service) Status(host string, payload []byte) {
+	var st protocol.Status
+	if s.decode(host, payload, &st) {
+		s.lanes.change(host, func(ln *lane) {
+			if ln.status == nil || !older(&st, ln.status) {
+				ln.status = &st
+			}
+		})
+	}
+}
+
+func older(a, b *protocol.Status) bool {
+	return a.Epoch < b.Epoch || a.Epoch == b.Epoch && a.Seq < b.Seq
+}
+
+// Presence takes the payload of a host's presence topic; it never blocks.
+func (s *Service) Presence(host string, payload []byte) {
+	var p protocol.Presence
+	if s.decode(host, payload, &p) {
+		s.lanes.change(host, func(ln *lane) {
+			if len(ln.presence) < 8 {
+				ln.presence = append(ln.presence, p)
+			}
+		})
+	}
+}
+
+func (s *Service) decode(host string, payload []byte, v any) bool {
+	err := protocol.Unmarshal(payload, v)
+	if err != nil {
+		s.log.Debug("host sent what does not decode", "host", host, "err", err)
+	}
+	return err == nil
+}
+
+// work does all that waits in a lane and returns when to look again without
+// being woken; 0: never.
+func (s *Service) work(ctx context.Context, ln *lane, resync bool) time.Duration {
+	ln.mu.Lock()
+	hello, status, presence, touched := ln.hello, ln.status, ln.presence, ln.touched
+	ln.hello, ln.status, ln.presence, ln.touched = nil, nil, nil, false
+	ln.mu.Unlock()
+	for _, p := range presence {
+		s.check("presence", ln, s.cfg.Presence(ctx, ln.host, p))
+	}
+	if hello != nil {
+		if !s.check("hello", ln, s.cfg.Hello(ctx, ln.host, *hello)) {
+			return s.later(ln, func() { ln.hello = hello })
+		}
+		ln.observed, ln.digest, ln.tries, ln.nextPub = hello.Observed, hello.Digest, 0, time.Time{}
+		touched = true
+	}
+	if status != nil && !s.takeStatus(ctx, ln, status) {
+		return s.later(ln, func() {
+			if ln.status == nil {
+				ln.status = status
+			}
+		})
+	}
+	if touched || resync {
+		ln.tries, ln.nextPub = 0, time.Time{}
+	}
+	return s.publish(ctx, ln)
+}
+
+// later puts back what could not be done, as when the database is away.
+func (s *Service) later(ln *lane, putBack func()) time.Duration {
+	ln.mu.Lock()
+	defer ln.mu.Unlock()
+	putBack()
+	return time.Second + rand.N(time.Second)
+}
+
+func (s *Service) takeStatus(ctx context.Context, ln *lane, st *protocol.Status) bool {
+	event, err := s.cfg.HostState(ctx, ln.host, *st)
+	if !s.check("status", ln, err) || !s.check("workloads", ln, s.cfg.Workload(ctx, ln.host, *st)) {
+		return false
+	}
+	if !s.check("acknowledge", ln, acknowledge(ctx, s.pool, ln.host, st.Observed, st.Applied)) {
+		return false
+	}
+	ln.observed = st.Observed
+	b, err := protocol.Marshal(protocol.Ack{Version: protocol.Version, Status: st.Seq, Event: event})
+	return s.check("encode ack", ln, err) && s.check("ack", ln, s.cfg.Publish(ln.host, protocol.TopicAck, b))
+}
+
+// publish sends the document while the host has not acknowledged it.
+func (s *Service) publish(ctx context.Context, ln *lane) time.Duration {
+	if !s.cfg.Connected(ln.host) {
+		return 0
+	}
+	if wait := time.Until(ln.nextPub); wait > 0 {
+		return wait
+	}
+	r, err := s.current(ctx, ln.host, ln.observed)
+	if !s.check("compile desired document", ln, err) {
+		ln.nextPub = time.Now().Add(repeats[min(ln.tries, len(repeats)-1)])
+		ln.tries++
+		return time.Until(ln.nextPub)
+	}
+	if ln.observed == r.generation && (ln.digest == nil || bytes.Equal(ln.digest, r.digest)) {
+		ln.tries = 0
+		return 0
+	}
+	s.check("publish desired document", ln, s.cfg.Publish(ln.host, protocol.TopicDesired, r.document))
+	ln.digest = nil // what the host has from now on is told by its status
+	wait := repeats[min(ln.tries, len(repeats)-1)]
+	ln.tries++
+	ln.nextPub = time.Now().Add(wait)
+	return wait
+}
+
+// check logs an error and reports whether there was none.
+func (s *Service) check(doing string, ln *lane, err error) bool {
+	if err != nil {
+		s.log.Error(doing, "host", ln.host, "err", err)
+	}
+	return err == nil
+}
