@@ -88,7 +88,7 @@ func (d *Desired) Validate() error {
 		return fmt.Errorf("desired document has version %d, this agent knows %d: upgrade the agent", d.Version, Version)
 	case !ValidID(PrefixHost, d.Host):
 		return fmt.Errorf("desired document names no valid host: %.40q", d.Host)
-	case d.Generation == 0:
+	case d.Generation == 0 || tooMany(d.Generation):
 		return fmt.Errorf("desired document has no generation")
 	case len(d.Workloads) > MaxWorkloads:
 		return fmt.Errorf("%d workloads are over the limit of %d", len(d.Workloads), MaxWorkloads)

@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -64,8 +65,8 @@ func Verify(data []byte, host string, pinned []ed25519.PublicKey) (*Desired, err
 	if !signedByAny(&msg, pinned) {
 		return nil, ErrSignature
 	}
-	if len(msg.Headers.Unprotected) > 0 {
-		return nil, fmt.Errorf("signed document carries headers that the signature does not cover")
+	if err := checkOuter(&msg, data); err != nil {
+		return nil, err
 	}
 	var d Desired
 	if err := Unmarshal(msg.Payload, &d); err != nil {
@@ -75,6 +76,24 @@ func Verify(data []byte, host string, pinned []ed25519.PublicKey) (*Desired, err
 		return nil, fmt.Errorf("%w: for %s, this is %s", ErrOtherHost, d.Host, host)
 	}
 	return &d, nil
+}
+
+// checkOuter refuses what the signature does not cover: unprotected headers, and
+// other ways to write the same message. So there is one byte string per signed
+// document, and nobody on the way can make two agents hold different ones.
+func checkOuter(msg *cose.Sign1Message, data []byte) error {
+	if len(msg.Headers.Unprotected) > 0 {
+		return errors.New("signed document carries headers that the signature does not cover")
+	}
+	msg.Headers.RawProtected, msg.Headers.RawUnprotected = nil, nil
+	again, err := msg.MarshalCBOR()
+	if err != nil {
+		return fmt.Errorf("encode signed document again: %w", err)
+	}
+	if !bytes.Equal(data, again) {
+		return errors.New("signed document is not in deterministic encoding")
+	}
+	return nil
 }
 
 func signedByAny(msg *cose.Sign1Message, pinned []ed25519.PublicKey) bool {
