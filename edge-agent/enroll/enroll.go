@@ -48,7 +48,7 @@ type Result struct {
 // if that is with another server. It is for a data folder whose agent runs.
 func Known(id *state.Identity, server string) (Result, error) {
 	if id.Server != server {
-		return Result{}, fmt.Errorf("this machine is already host %s of %s: run `remotegpu-agent uninstall --purge` first to move it to %s", id.Name, id.Server, server)
+		return Result{}, fmt.Errorf("this machine is already host %s of %s: run the server's install script with --uninstall first to move it to %s", id.Name, id.Server, server)
 	}
 	return Result{Host: id.Host, Name: id.Name, Approved: true, Already: true}, nil
 }

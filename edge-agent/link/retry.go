@@ -14,8 +14,7 @@ const (
 	earlyLimit   = 8 * time.Second
 	lastLimit    = time.Minute
 	earlyFor     = 2 * time.Minute
-	refusedFirst = 10 * time.Second // when the server does not let us in
-	refusedLast  = 30 * time.Second
+	refusedLimit = 30 * time.Second // while the server does not let us in
 	leastDelay   = 50 * time.Millisecond
 	stableAfter  = 30 * time.Second // a connection this old counts as one that worked
 )
@@ -41,7 +40,7 @@ func (r *retry) next(int) time.Duration {
 	limit, highest := r.limit, lastLimit
 	switch {
 	case r.rejected:
-		limit, highest = max(limit, refusedFirst), refusedLast
+		highest = refusedLimit
 	case time.Since(r.began) < earlyFor:
 		highest = earlyLimit
 	}

@@ -14,6 +14,9 @@ import (
 const (
 	// maxEvents bounds the events that wait for an acknowledgement.
 	maxEvents = 512
+	// maxCounter is what no counter reaches in the life of a host; beyond it,
+	// they could wrap around.
+	maxCounter = 1 << 62
 	// seqBlock is how many status numbers one write of state.json reserves.
 	seqBlock = 256
 )
@@ -48,6 +51,9 @@ func (s *Store) loadCounters(aside func(name string, cause error) error) error {
 	}
 	if ok && err == nil {
 		err = json.Unmarshal(raw, &s.counters)
+	}
+	if c := &s.counters; err == nil && max(c.Epoch, c.StatusSeq, c.EventSeq, c.Generation) > maxCounter {
+		err = errors.New("a counter is beyond what can be counted to")
 	}
 	if err != nil {
 		s.counters = counters{}

@@ -184,6 +184,7 @@ func TestCountersGrowOverTheLossOfTheFile(t *testing.T) {
 		"gone":    os.Remove,
 		"empty":   func(p string) error { return os.Truncate(p, 0) },
 		"cut":     func(p string) error { return os.Truncate(p, 20) },
+		"huge":    func(p string) error { return os.WriteFile(p, []byte(`{"epoch":18446744073709551615}`), 0o600) },
 		"rubbish": func(p string) error { return os.WriteFile(p, []byte("\x00\xff{"), 0o600) },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -31,7 +31,7 @@ const (
 
 const (
 	poll      = 50 * time.Millisecond // while waiting for a process that is no child
-	stopAgent = 20 * time.Second      // between SIGTERM and SIGKILL
+	stopAgent = 8 * time.Second       // between SIGTERM and SIGKILL
 )
 
 // ErrRunning says that the run folder has a supervisor already.

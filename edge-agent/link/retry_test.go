@@ -1,0 +1,45 @@
+package link
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// outage asks for delays for as long as given and returns the longest.
+func outage(r *retry, lasts time.Duration) time.Duration {
+	var longest time.Duration
+	for end := time.Now().Add(lasts); time.Now().Before(end); {
+		d := r.next(0)
+		longest = max(longest, d)
+		time.Sleep(max(d, time.Millisecond))
+	}
+	return longest
+}
+
+func TestRetry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r retry
+		if d := r.next(0); d != 0 {
+			t.Errorf("first try after %s", d)
+		}
+		if d := outage(&r, earlyFor-earlyLimit); d > earlyLimit {
+			t.Errorf("waits %s in the first minutes", d)
+		}
+		if d := outage(&r, time.Hour); d <= earlyLimit || d > lastLimit {
+			t.Errorf("waits at most %s in a long outage", d)
+		}
+		r.up()
+		time.Sleep(stableAfter + time.Second)
+		r.down()
+		if d := r.next(0); d > firstLimit {
+			t.Errorf("waits %s after a connection that worked", d)
+		}
+		r.up()
+		r.down() // at once: no reason to hurry
+		r.reject(true)
+		if d := outage(&r, time.Hour); d <= earlyLimit || d > refusedLimit {
+			t.Errorf("waits at most %s while it is refused", d)
+		}
+	})
+}
