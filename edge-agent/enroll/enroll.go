@@ -125,13 +125,10 @@ func decode(server fmt.Stringer, raw []byte) (*protocol.Enrolled, error) {
 	return &answer, nil
 }
 
-// problem is the sentence of a problem+json answer (RFC 9457).
+// problem is what went wrong in the server's own words, if it has some.
 func problem(server fmt.Stringer, status int, raw []byte) error {
-	var p struct {
-		Detail string `json:"detail"`
-	}
-	if err := json.Unmarshal(raw, &p); err == nil && p.Detail != "" {
-		return errors.New(p.Detail)
+	if said := reach.Detail(raw); said != "" {
+		return errors.New(said)
 	}
 	if status == http.StatusNotFound {
 		return fmt.Errorf("%s is no RemoteGPU server: check the address", server)
