@@ -161,6 +161,18 @@ func TestAutonomy(t *testing.T) {
 	}
 }
 
+// TestBadCommandIsExplained follows a command that the image lacks to where a
+// person looks.
+func TestBadCommandIsExplained(t *testing.T) {
+	a := newAgent(newHost(t, shared))
+	t.Cleanup(func() { a.stop() })
+	a.apply(shell("", func(w *protocol.Workload) { w.Command = []string{"no-such-program"} }))
+	s := a.reach("env_a", protocol.PhaseExited, "was not found in the image")
+	if s.ExitCode == nil || *s.ExitCode != 127 || !strings.Contains(a.output(), "no-such-program") {
+		t.Errorf("status %+v, log %q", s, a.output())
+	}
+}
+
 // reboot ends every process and forgets what lies on a tmpfs, as a reboot does.
 func (a *agent) reboot(d *daemon) {
 	a.stop()

@@ -50,11 +50,7 @@ func run(m *testing.M) int {
 	defer os.RemoveAll(dir)
 	scratch = dir
 	helper = filepath.Join(dir, "helper")
-	source := "../helper"
-	if os.Getenv("STANDIN") != "" {
-		source = os.Getenv("STANDIN")
-	}
-	build := exec.Command("go", "build", "-o", helper, source)
+	build := exec.Command("go", "build", "-o", helper, "../helper")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Printf("build helper: %v\n%s", err, out)
