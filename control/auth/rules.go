@@ -48,6 +48,7 @@ const (
 	RegistryRead      Action = "registry.read"
 	RegistryWrite     Action = "registry.write"
 	PlacementRead     Action = "placement.read"
+	SchedulerManage   Action = "scheduler.manage" // strategy, placements of the whole fleet
 )
 
 // Rules is the whole of who may do what.
@@ -77,4 +78,5 @@ var Rules = map[Action]Rule{
 	RegistryRead:      {Scope: ScopeWorkspace, Role: Viewer},
 	RegistryWrite:     {Scope: ScopeWorkspace, Role: Member},
 	PlacementRead:     {Scope: ScopeWorkspace, Role: Viewer},
+	SchedulerManage:   {Scope: ScopePlatform},
 }

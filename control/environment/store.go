@@ -1,0 +1,256 @@
+package environment
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/remotegpu/remotegpu/control/pg"
+	"github.com/remotegpu/remotegpu/protocol"
+)
+
+// query reads whole environments: their own row, their host, what they hold
+// and what they wait for.
+const query = `select e.id, e.workspace_id, e.name, e.owner_id, e.image, e.command, e.env, e.run_as, e.workdir, e.resources, e.mounts,
+	e.affinity, e.prefer, e.restart, e.priority, e.host_id, coalesce(h.name, '') host_name,
+	array(select g.gpu from gpu_allocations g left join gpus p on p.uuid = g.gpu where g.workload = e.id order by p.index, g.gpu) gpus,
+	e.revision, e.want, e.created_at, e.changed_at, e.phase, e.message, e.pid, e.started_at, e.exit_code, e.restarts, e.retry_at,
+	e.pulled, e.pull_total, e.address, e.generation, e.reported_revision, a.workload is not null placed, coalesce(q.summary, '') waits_for,
+	case when e.host_id = '' then '' when h.id is null or h.state = 'retired' then 'gone' when not h.online then 'away'
+	     when h.state in ('draining', 'maintenance') then 'drained' else 'up' end host_state
+	from environments e left join hosts h on h.id = e.host_id left join host_allocations a on a.workload = e.id
+	left join placement_queue q on q.workload = e.id `
+
+func read(ctx context.Context, db pg.DB, where string, args ...any) ([]Environment, error) {
+	rows, err := db.Query(ctx, query+where, args...)
+	if err != nil {
+		return nil, fmt.Errorf("read environments: %w", err)
+	}
+	all, err := pgx.CollectRows(rows, pgx.RowToStructByName[Environment])
+	if err != nil {
+		return nil, fmt.Errorf("read environments: %w", err)
+	}
+	return all, nil
+}
+
+// byName returns the environment of a workspace by name or id, or pgx.ErrNoRows.
+func byName(ctx context.Context, db pg.DB, ws, nameOrID string) (Environment, error) {
+	return one(read(ctx, db, "where e.workspace_id = $1 and (e.name = $2 or e.id = $2)", ws, nameOrID))
+}
+
+func byID(ctx context.Context, db pg.DB, id string) (Environment, error) {
+	return one(read(ctx, db, "where e.id = $1", id))
+}
+
+func one(all []Environment, err error) (Environment, error) {
+	if err == nil && len(all) != 1 {
+		err = pgx.ErrNoRows
+	}
+	if err != nil {
+		return Environment{}, err
+	}
+	return all[0], nil
+}
+
+// lock keeps others from changing an environment and returns it as it is then.
+// The lock comes first: what a query saw before waiting for it may be old.
+func lock(ctx context.Context, tx pg.Tx, ws, nameOrID string) (Environment, error) {
+	var id string
+	err := tx.QueryRow(ctx, `select id from environments where ($1 = '' or workspace_id = $1) and (name = $2 and $1 <> '' or id = $2)
+		for update`, ws, nameOrID).Scan(&id)
+	if err != nil {
+		return Environment{}, err
+	}
+	return byID(ctx, tx, id)
+}
+
+// lockHost locks all environments of a host, always in the same order.
+func lockHost(ctx context.Context, tx pg.Tx, host string) ([]Environment, error) {
+	if _, err := tx.Exec(ctx, "select from environments where host_id = $1 order by id for update", host); err != nil {
+		return nil, fmt.Errorf("lock environments: %w", err)
+	}
+	return read(ctx, tx, "where e.host_id = $1 order by e.id", host)
+}
+
+func insert(ctx context.Context, tx pg.Tx, e *Environment) error {
+	_, err := tx.Exec(ctx, `insert into environments (id, workspace_id, name, owner_id, image, command, env, run_as, workdir, resources, mounts,
+			affinity, prefer, restart, priority, revision, want, phase)
+		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)`,
+		e.ID, e.Workspace, e.Name, e.Owner, e.Image, nonNil(e.Command), orEmpty(e.Env), e.User, e.Workdir, e.Resources, nonNil(e.Mounts),
+		e.Affinity, e.Prefer, e.Restart, e.Priority, int64(e.Revision), e.Want, e.Phase)
+	return err
+}
+
+// save writes what changes in the life of an environment.
+func save(ctx context.Context, tx pg.Tx, e *Environment) error {
+	_, err := tx.Exec(ctx, `update environments set host_id = $2, revision = $3, generation = $4, want = $5, phase = $6, message = $7,
+			changed_at = case when phase = $6 then changed_at else now() end,
+			reported_revision = $8, pid = $9, started_at = $10, exit_code = $11, restarts = $12, retry_at = $13, pulled = $14, pull_total = $15, address = $16
+		where id = $1`, e.ID, e.Host, int64(e.Revision), int64(e.Generation), e.Want, e.Phase, e.Message,
+		int64(e.ReportedRevision), int64(e.Pid), e.StartedAt, e.ExitCode, int64(e.Restarts), e.RetryAt, int64(e.Pulled), int64(e.PullTotal), e.Address)
+	if err != nil {
+		return fmt.Errorf("write environment: %w", err)
+	}
+	return nil
+}
+
+func erase(ctx context.Context, tx pg.Tx, id string) error {
+	_, err := tx.Exec(ctx, "delete from environments where id = $1", id)
+	return err
+}
+
+// document is what dispatch has for a host.
+type document struct {
+	dirty      bool // a change is not compiled yet
+	generation uint64
+}
+
+func documentOf(ctx context.Context, db pg.DB, host string) (d document, err error) {
+	err = db.QueryRow(ctx, "select dirty, generation from desired_documents where host_id = $1", host).Scan(&d.dirty, &d.generation)
+	if pg.IsNone(err) {
+		return document{dirty: true}, nil
+	}
+	if err != nil {
+		return d, fmt.Errorf("read document: %w", err)
+	}
+	return d, nil
+}
+
+// carries returns the generation of the host's document from which on an agent
+// knows of a change that was noted as generation noted: changes that undid
+// each other need no document of their own.
+func (d document) carries(noted uint64) uint64 {
+	if d.dirty {
+		return noted
+	}
+	return min(noted, d.generation)
+}
+
+// claim notes a host's report and returns the last of its events taken before;
+// fresh is false for a report that is not newer than the last one.
+func claim(ctx context.Context, tx pg.Tx, host string, st *protocol.Status) (event uint64, fresh bool, err error) {
+	err = tx.QueryRow(ctx, `insert into environment_reports as r (host_id, epoch, seq) values ($1, $2, $3)
+		on conflict (host_id) do update set epoch = excluded.epoch, seq = excluded.seq
+		where (r.epoch, r.seq) < (excluded.epoch, excluded.seq) returning event_seq`,
+		host, int64(st.Epoch), int64(st.Seq)).Scan(&event)
+	if pg.IsNone(err) {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("note report: %w", err)
+	}
+	return event, true, nil
+}
+
+func setEventSeq(ctx context.Context, tx pg.Tx, host string, seq uint64) error {
+	_, err := tx.Exec(ctx, "update environment_reports set event_seq = $2 where host_id = $1", host, int64(seq))
+	return err
+}
+
+// noteDrained notes whether a host is drained, and reports whether that is
+// news to what runs there.
+func noteDrained(ctx context.Context, tx pg.Tx, host string) (changed bool, err error) {
+	err = tx.QueryRow(ctx, `insert into environment_reports as r (host_id, epoch, seq, drained)
+		select id, 0, 0, state in ('draining', 'maintenance') from hosts where id = $1 and state <> 'retired'
+		on conflict (host_id) do update set drained = excluded.drained where r.drained <> excluded.drained
+		returning r.drained or r.epoch > 0`, host).Scan(&changed)
+	if pg.IsNone(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("note draining: %w", err)
+	}
+	return changed, nil
+}
+
+// Event is something that happened to an environment.
+type Event struct {
+	ID       int64     `db:"id" json:"id" doc:"Grows; give the last one as ?after= to go on from there"`
+	At       time.Time `db:"at" json:"at"`
+	Severity string    `db:"severity" json:"severity" enum:"normal,warning,security"`
+	Reason   string    `db:"reason" json:"reason" doc:"A word for machines: Scheduled, Pulling, Pulled, Started, Exited …"`
+	Message  string    `db:"message" json:"message"`
+}
+
+// tell appends an event; at nil is now. The environment's row is locked.
+func tell(ctx context.Context, tx pg.Tx, e *Environment, at *time.Time, severity, reason, message string) error {
+	_, err := tx.Exec(ctx, `insert into environment_events (environment_id, workspace_id, at, severity, reason, message)
+		values ($1, $2, coalesce($3, clock_timestamp()), $4, $5, $6)`, e.ID, e.Workspace, at, severity, reason, message)
+	if err != nil {
+		return fmt.Errorf("write event: %w", err)
+	}
+	return nil
+}
+
+func events(ctx context.Context, db pg.DB, id string, after int64) ([]Event, error) {
+	rows, err := db.Query(ctx, `select id, at, severity, reason, message from environment_events
+		where environment_id = $1 and id > $2 order by id limit 500`, id, after)
+	if err != nil {
+		return nil, fmt.Errorf("read events: %w", err)
+	}
+	return pgx.CollectRows(rows, pgx.RowToStructByName[Event])
+}
+
+// Changed is the channel on which a Change is notified as JSON.
+const Changed = "environment_changed"
+
+// Change says that an environment, or its events, changed.
+type Change struct {
+	ID        string    `json:"id"`
+	Workspace string    `json:"workspace"`
+	Name      string    `json:"name"`
+	Host      string    `json:"host,omitempty"`
+	Phase     string    `json:"phase,omitempty"` // empty: the phase is the one it was
+	Message   string    `json:"message,omitempty"`
+	At        time.Time `json:"at"`
+}
+
+// announce notifies that e changed; its phase was before.
+func announce(ctx context.Context, tx pg.Tx, e *Environment, before string) error {
+	ch := Change{ID: e.ID, Workspace: e.Workspace, Name: e.Name, Host: e.Host, At: time.Now().UTC()}
+	if e.Phase != before {
+		ch.Phase, ch.Message = e.Phase, e.Message
+		if r := []rune(ch.Message); len(r) > 500 { // a notification has at most 8000 bytes
+			ch.Message = string(r[:500])
+		}
+	}
+	b, err := json.Marshal(ch)
+	if err != nil {
+		return err
+	}
+	return pg.Notify(ctx, tx, Changed, string(b))
+}
+
+func workspaceName(ctx context.Context, db pg.DB, id string) (name string, err error) {
+	err = db.QueryRow(ctx, "select name from workspaces where id = $1", id).Scan(&name)
+	return name, err
+}
+
+// lostHosts returns the hosts that are retired while environments still count
+// on them.
+func lostHosts(ctx context.Context, db pg.DB) ([]string, error) {
+	rows, err := db.Query(ctx, `select distinct e.host_id from environments e left join hosts h on h.id = e.host_id
+		where e.host_id <> '' and (h.id is null or h.state = 'retired')
+		and (e.want <> 'stopped' or e.phase <> 'failed' or exists (select from host_allocations where workload = e.id))`)
+	if err != nil {
+		return nil, fmt.Errorf("look for retired hosts: %w", err)
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
+func nonNil[T any](s []T) []T {
+	if s == nil {
+		return []T{}
+	}
+	return s
+}
+
+func orEmpty(m map[string]string) map[string]string {
+	if m == nil {
+		return map[string]string{}
+	}
+	return m
+}

@@ -1,0 +1,199 @@
+package environment
+
+import (
+	"context"
+	"encoding/json"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/remotegpu/remotegpu/control/dispatch"
+	"github.com/remotegpu/remotegpu/control/pg"
+	"github.com/remotegpu/remotegpu/control/scheduler"
+	"github.com/remotegpu/remotegpu/protocol"
+)
+
+// tick is how often retired hosts are looked for without being told.
+const tick = 30 * time.Second
+
+// hostChanged is notified by module host; the payload is the host's id.
+const hostChanged = "host_changed"
+
+// Run wakes those who wait for events, publishes changes and follows what
+// happens to hosts, until ctx ends.
+func (s *Service) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return pg.Listen(ctx, s.pool, Changed, s.heard) })
+	hosts := make(chan string, 256)
+	g.Go(func() error {
+		return pg.Listen(ctx, s.pool, hostChanged, func(host string) {
+			select {
+			case hosts <- host:
+			case <-ctx.Done():
+			}
+		})
+	})
+	g.Go(func() error {
+		s.followHosts(ctx, hosts)
+		return nil
+	})
+	return g.Wait()
+}
+
+// heard takes a notification of Changed.
+func (s *Service) heard(payload string) {
+	var ch Change
+	if payload == "" || json.Unmarshal([]byte(payload), &ch) != nil {
+		s.watch.wakeAll()
+		return
+	}
+	s.watch.wake(ch.ID)
+	if ch.Phase != "" && s.cfg.Publish != nil {
+		s.cfg.Publish(ch.Workspace, "environment/"+ch.Phase, []byte(payload))
+	}
+}
+
+func (s *Service) followHosts(ctx context.Context, hosts <-chan string) {
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	for {
+		var host string
+		select {
+		case <-ctx.Done():
+			return
+		case host = <-hosts:
+		case <-t.C:
+		}
+		if err := s.followHost(ctx, host); err != nil && ctx.Err() == nil {
+			s.log.Error("follow change of host", "host", host, "err", err)
+		}
+	}
+}
+
+// followHost gives a host whose life changed a new document, as draining stops
+// what runs there, and explains what became of environments whose host was
+// retired.
+func (s *Service) followHost(ctx context.Context, host string) error {
+	if host != "" {
+		if err := s.drained(ctx, host); err != nil {
+			return err
+		}
+	}
+	lost, err := lostHosts(ctx, s.pool)
+	if err != nil {
+		return err
+	}
+	for _, id := range lost {
+		if err := s.lose(ctx, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// drained gives a host a new document when draining has begun or ended.
+func (s *Service) drained(ctx context.Context, host string) error {
+	return pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
+		changed, err := noteDrained(ctx, tx, host)
+		if err != nil || !changed {
+			return err
+		}
+		_, err = dispatch.Touch(ctx, tx, host)
+		return err
+	})
+}
+
+// lose ends what was on a retired host: the deleted are gone, the others say
+// what happened.
+func (s *Service) lose(ctx context.Context, host string) error {
+	return pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
+		all, err := lockHost(ctx, tx, host)
+		if err != nil {
+			return err
+		}
+		for i := range all {
+			e := &all[i]
+			before := e.Phase
+			if e.HostState != hostGone || !e.Placed && e.Want == wantStopped && e.Phase == protocol.PhaseFailed {
+				continue
+			}
+			if e.Want == wantDeleted {
+				err = s.erase(ctx, tx, e)
+			} else {
+				err = s.orphan(ctx, tx, e)
+			}
+			if err != nil {
+				return err
+			}
+			if err := announce(ctx, tx, e, before); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (s *Service) orphan(ctx context.Context, tx pg.Tx, e *Environment) error {
+	if err := scheduler.Release(ctx, tx, e.ID); err != nil {
+		return err
+	}
+	e.Want, e.Phase, e.Pid, e.StartedAt, e.Address = wantStopped, protocol.PhaseFailed, 0, nil, ""
+	e.Message = "its host " + e.HostName + " was retired, and its files went with it; start it to begin anew on another host with empty volumes, or delete it"
+	if err := tell(ctx, tx, e, nil, protocol.SeverityWarning, "HostRetired", e.Message); err != nil {
+		return err
+	}
+	return save(ctx, tx, e)
+}
+
+// watch lets callers wait for a change of an environment.
+type watch struct {
+	mu  sync.Mutex // guards all
+	all map[string]map[chan struct{}]bool
+}
+
+// on returns a channel that gets something when the environment changes; stop
+// must be called.
+func (w *watch) on(id string) (changed <-chan struct{}, stop func()) {
+	ch := make(chan struct{}, 1)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.all == nil {
+		w.all = map[string]map[chan struct{}]bool{}
+	}
+	if w.all[id] == nil {
+		w.all[id] = map[chan struct{}]bool{}
+	}
+	w.all[id][ch] = true
+	return ch, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.all[id], ch)
+		if len(w.all[id]) == 0 {
+			delete(w.all, id)
+		}
+	}
+}
+
+func (w *watch) wake(id string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for ch := range w.all[id] {
+		select {
+		case ch <- struct{}{}:
+		default: // it has been woken
+		}
+	}
+}
+
+func (w *watch) wakeAll() {
+	w.mu.Lock()
+	ids := make([]string, 0, len(w.all))
+	for id := range w.all {
+		ids = append(ids, id)
+	}
+	w.mu.Unlock()
+	for _, id := range ids {
+		w.wake(id)
+	}
+}

@@ -1,0 +1,106 @@
+package scheduler
+
+import (
+	"cmp"
+	"context"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/remotegpu/remotegpu/control/pg"
+)
+
+const (
+	retryTick = 30 * time.Second    // whoever waits is tried again at least so often
+	keepFor   = 30 * 24 * time.Hour // history
+)
+
+// Run retries what waits, whenever capacity changes, until ctx ends.
+func (s *Service) Run(ctx context.Context) error {
+	wake := make(chan struct{}, 1)
+	poke := func(string) {
+		select {
+		case wake <- struct{}{}:
+		default: // a turn is due already
+		}
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return pg.Listen(ctx, s.pool, capacityChanged, poke) })
+	g.Go(func() error { return pg.Listen(ctx, s.pool, hostChanged, poke) })
+	g.Go(func() error {
+		s.turns(ctx, wake)
+		return nil
+	})
+	return g.Wait()
+}
+
+func (s *Service) turns(ctx context.Context, wake <-chan struct{}) {
+	tick := time.NewTicker(retryTick)
+	defer tick.Stop()
+	pruned := time.Now()
+	for {
+		if err := s.Turn(ctx); err != nil && ctx.Err() == nil {
+			s.log.Error("retry what waits", "err", err)
+		}
+		if time.Since(pruned) > time.Hour {
+			pruned = time.Now()
+			if err := prune(ctx, s.pool, keepFor); err != nil && ctx.Err() == nil {
+				s.log.Error("prune placements", "err", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-wake:
+		case <-tick.C:
+		}
+	}
+}
+
+// Turn goes once through the queue, by priority, then age. It decides on one
+// look at the fleet and gives a try in the database only to what can be placed
+// now, or waits for another reason than before.
+func (s *Service) Turn(ctx context.Context) error {
+	all, err := queue(ctx, s.pool)
+	if err != nil || len(all) == 0 {
+		return err
+	}
+	hosts, err := readHosts(ctx, s.pool, "")
+	if err != nil {
+		return err
+	}
+	set, err := settings(ctx, s.pool)
+	if err != nil {
+		return err
+	}
+	f := NewFleet(hosts)
+	f.After(set.last)
+	for _, w := range all {
+		w.Strategy = cmp.Or(w.Strategy, set.Strategy)
+		d := f.Decide(w.Request)
+		if !d.Placed() && d.Summary == w.summary {
+			continue
+		}
+		f.Take(w.Request, d)
+		if err := s.again(ctx, w.Workload); err != nil && ctx.Err() == nil {
+			s.log.Error("retry placement", "workload", w.Workload, "err", err)
+		}
+	}
+	return nil
+}
+
+func (s *Service) again(ctx context.Context, workload string) error {
+	s.mu.Lock()
+	var fn Retry
+	for prefix, f := range s.retry {
+		if strings.HasPrefix(workload, prefix) {
+			fn = f
+		}
+	}
+	s.mu.Unlock()
+	if fn == nil {
+		return nil
+	}
+	return fn(ctx, workload)
+}
