@@ -5,9 +5,14 @@
 // is the truth, retained messages are published anew at start. Its invariant:
 // nothing that a client does makes Publish wait or memory grow without bound.
 //
-// What mochi really does under stress shapes this package: everything down
+//	accept ─► limits ─► CONNECT ─► Authenticate ─► predecessor ended ─► session
+//	          (limit.go) (serve.go) (hook.go)      (session.go)         (mochi)
+//
+// What mochi really does under stress shapes this package. Everything down
 // goes at QoS 0, for its QoS 1 delivery can deadlock under fan-in; a client
-// whose queue is full is cut; our own side subscribes inline.
+// whose queue is full is cut; retained messages go past that queue; no session
+// outlives its connection, and a connection starts after the one before it
+// with the same client id has ended; our own side subscribes inline.
 package broker
 
 import (
@@ -18,6 +23,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -27,6 +33,10 @@ import (
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
+// ErrUnavailable is for Authenticate to wrap when it cannot tell who somebody
+// is: the client is told that the server is busy, not that it may not.
+var ErrUnavailable = errors.New("authentication is unavailable")
+
 // Credentials are what a client shows.
 type Credentials struct {
 	ClientID string
@@ -35,84 +45,135 @@ type Credentials struct {
 	Remote   netip.Addr
 }
 
-// Principal is who a client is.
-type Principal struct {
-	Kind       string    // KindHost or KindUser
-	ID         string    // host_… or usr_…
-	Admin      bool      // platform admin
-	Workspaces []string  // ids, of a user
-	Expires    time.Time // the connection is ended then; zero: never
-}
-
 // Message is something to publish.
 type Message struct {
 	Topic   string
-	Payload []byte
-	Retain  bool
+	Payload []byte        // at most protocol.MaxPayload; must not change after
+	Retain  bool          // an empty payload removes what is retained
 	Expiry  time.Duration // dropped when undelivered for so long; 0: never
 }
 
-// Config is what the broker needs from others.
+// Config is what the broker needs from others. Limits may be zero.
 type Config struct {
 	// Authenticate says who shows these credentials; its error is logged, the
-	// client learns only that it may not.
+	// client gets a reason code.
 	Authenticate func(ctx context.Context, c Credentials) (Principal, error)
 	// Retained returns what is retained at start; nil: nothing.
 	Retained func(ctx context.Context) ([]Message, error)
-	Log      *slog.Logger
+	// Remote returns the address of who sends a request; nil: RemoteAddr. For
+	// servers behind a proxy.
+	Remote func(*http.Request) netip.Addr
+	Log    *slog.Logger
 
-	MaxPerAddress int // connections of one address that have not authenticated yet; 0: 256
+	MaxClients      int     // connected; 0: 50,000
+	MaxPerPrincipal int     // connections of one user or token; 0: 64
+	MaxPerAddress   int     // connections of one address that have not authenticated yet; 0: 256
+	MaxPending      int     // of all addresses; 0: 2048
+	ConnectRate     float64 // connections per second of one address; 0: 100
+	ConnectBurst    int     // 0: 1000
 }
 
 const (
 	connectTimeout = 10 * time.Second // from accept to CONNECT
 	authTimeout    = 10 * time.Second
-	maxPacket      = protocol.MaxPayload + 4096
+	writeTimeout   = 20 * time.Second // for the next 64 KiB
+	byeTimeout     = time.Second      // for the last words
+	closeTimeout   = 15 * time.Second // for handlers that are busy
+	keepAlive      = 60               // seconds, at most
+
+	maxPacket  = protocol.MaxPayload // bytes, any packet
+	maxConnect = 64 << 10            // bytes, a CONNECT: nobody knows yet who sends it
+	maxQueue   = 256                 // messages that wait for one client
+	maxHeavy   = 16 * heavy          // bytes of heavy messages that wait for one client
+	heavy      = 256 << 10           // bytes, from where payloads are counted
+	maxFilters = 64                  // per client
+	ownID      = "$control"          // origin of our own messages; no client id of others looks so
+	day        = int64(24 * time.Hour / time.Second)
 )
 
 // Broker is the MQTT broker of one server.
 type Broker struct {
 	cfg    Config
 	server *mqtt.Server
+	own    *mqtt.Client // publishes for us
+	limit  *limit
+	order  sync.Map // host → *sync.Mutex, held while a handler works on a message of it
+	wg     sync.WaitGroup
 
-	mu      sync.Mutex              // guards what follows
-	pending map[netip.Addr]int      // connections that have not authenticated
-	conns   map[net.Conn]netip.Addr // all, for Close; the address is invalid after settle
-	closed  bool
-	nextSub int
+	mu        sync.Mutex // guards what follows
+	conns     map[*conn]struct{}
+	sessions  map[string]*session // by session id, the newest
+	principal map[string]int      // connections of a user or token
+	listeners map[net.Listener]struct{}
+	closed    bool
+	nextSub   int
 }
 
 // New returns a running broker without listeners.
 func New(cfg Config) (*Broker, error) {
-	if cfg.MaxPerAddress == 0 {
-		cfg.MaxPerAddress = 256
+	cfg.defaults()
+	b := &Broker{
+		cfg: cfg, limit: newLimit(cfg), conns: map[*conn]struct{}{}, sessions: map[string]*session{},
+		principal: map[string]int{}, listeners: map[net.Listener]struct{}{},
 	}
-	caps := mqtt.NewDefaultServerCapabilities()
-	caps.MaximumPacketSize = maxPacket
-	caps.MaximumClientWritesPending = 256
-	caps.MaximumMessageExpiryInterval = 0 // never: mochi would drop retained messages after a day
-	caps.MaximumSessionExpiryInterval = 3600
-	caps.MaximumInflight = 256
-	caps.TopicAliasMaximum = 0 // they break resent messages
-	caps.MinimumProtocolVersion = 4
-	b := &Broker{cfg: cfg, pending: map[netip.Addr]int{}, conns: map[net.Conn]netip.Addr{}}
 	b.server = mqtt.New(&mqtt.Options{
-		Capabilities: caps, InlineClient: true, SysTopicResendInterval: 3600,
-		Logger: slog.New(quiet{cfg.Log.Handler()}), ClientNetReadBufferSize: 4096, ClientNetWriteBufferSize: 4096,
+		Capabilities: capabilities(cfg), InlineClient: true, SysTopicResendInterval: day,
+		Logger: slog.New(slog.DiscardHandler), // it logs whole packets; hook.go logs what matters
 	})
 	if err := b.server.AddHook(&hook{broker: b, log: cfg.Log}, nil); err != nil {
 		return nil, fmt.Errorf("add broker hook: %w", err)
 	}
+	b.own = b.server.NewClient(nil, mqtt.LocalListener, ownID, true)
+	b.own.Properties.ProtocolVersion = 5 // older ones know no expiry
 	if err := b.server.Serve(); err != nil {
 		return nil, fmt.Errorf("start broker: %w", err)
 	}
-	return b, b.retain(context.Background())
+	if err := b.retain(); err != nil {
+		_ = b.server.Close() // nobody is connected
+		return nil, err
+	}
+	return b, nil
 }
 
-func (b *Broker) retain(ctx context.Context) error {
+func (c *Config) defaults() {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	for field, value := range map[*int]int{
+		&c.MaxClients: 50_000, &c.MaxPerPrincipal: 64, &c.MaxPerAddress: 256, &c.MaxPending: 2048, &c.ConnectBurst: 1000,
+	} {
+		if *field == 0 {
+			*field = value
+		}
+	}
+	if c.ConnectRate == 0 {
+		c.ConnectRate = 100
+	}
+}
+
+func capabilities(cfg Config) *mqtt.Capabilities {
+	c := mqtt.NewDefaultServerCapabilities()
+	c.MaximumClients = int64(cfg.MaxClients)
+	c.MaximumPacketSize = maxPacket
+	c.MaximumClientWritesPending = maxQueue
+	c.MaximumMessageExpiryInterval = 0 // never: mochi would drop retained messages after a day
+	c.MaximumSessionExpiryInterval = 0 // no session outlives its connection
+	c.MaximumInflight = 256
+	c.ReceiveMaximum = 64
+	c.MaximumQos = 1
+	c.TopicAliasMaximum = 0 // they break resent messages
+	c.SharedSubAvailable = 0
+	c.MinimumProtocolVersion = 4
+	c.Compatibilities.NoInheritedPropertiesOnAck = true
+	return c
+}
+
+func (b *Broker) retain() error {
 	if b.cfg.Retained == nil {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
 	all, err := b.cfg.Retained(ctx)
 	if err != nil {
 		return fmt.Errorf("load retained messages: %w", err)
@@ -127,36 +188,36 @@ func (b *Broker) retain(ctx context.Context) error {
 }
 
 // Publish sends m to everybody who listens, at QoS 0. It never waits for a
-// client.
+// client. Handlers (Handle) do not see it.
 func (b *Broker) Publish(m Message) error {
+	if len(m.Payload) > protocol.MaxPayload {
+		return fmt.Errorf("publish to %s: %d bytes are over the limit of %d", m.Topic, len(m.Payload), protocol.MaxPayload)
+	}
 	pk := packets.Packet{
 		FixedHeader: packets.FixedHeader{Type: packets.Publish, Retain: m.Retain},
-		TopicName:   m.Topic, Payload: m.Payload, ProtocolVersion: 5, Created: time.Now().Unix(),
+		TopicName:   m.Topic, Payload: m.Payload,
 	}
 	if m.Expiry > 0 {
 		pk.Properties.MessageExpiryInterval = uint32(max(1, m.Expiry/time.Second))
 	}
-	inline, ok := b.server.Clients.Get(mqtt.InlineClientId)
-	if !ok {
-		return errors.New("broker is closed")
-	}
-	if err := b.server.InjectPacket(inline, pk); err != nil {
+	if err := b.server.InjectPacket(b.own, pk); err != nil {
 		return fmt.Errorf("publish to %s: %w", m.Topic, err)
 	}
 	return nil
 }
 
 // Handle calls fn for every message that an agent publishes on topic, one of
-// protocol.UpTopics: in order for each host, from the host's own goroutine, so
-// a slow fn slows that host. Payload is fn's to keep.
+// protocol.UpTopics: in order and one at a time for each host, so a slow fn
+// slows that host alone. Payload is fn's to keep.
 func (b *Broker) Handle(topic string, fn func(host string, payload []byte)) {
 	b.mu.Lock()
 	b.nextSub++
 	id := b.nextSub
 	b.mu.Unlock()
 	handler := func(_ *mqtt.Client, _ packets.Subscription, pk packets.Packet) {
-		if host, _, ok := protocol.SplitHostTopic(pk.TopicName); ok {
-			fn(host, pk.Payload)
+		host, _, ok := protocol.SplitHostTopic(pk.TopicName)
+		if ok && host == pk.Origin { // not what we said ourselves
+			b.handle(host, pk, fn)
 		}
 	}
 	if err := b.server.Subscribe(protocol.AllHosts(topic), id, handler); err != nil {
@@ -164,112 +225,67 @@ func (b *Broker) Handle(topic string, fn func(host string, payload []byte)) {
 	}
 }
 
-// Connected reports whether a client is connected to this broker.
-func (b *Broker) Connected(client string) bool {
-	cl, ok := b.server.Clients.Get(client)
-	return ok && !cl.Closed()
-}
-
-// Disconnect ends a client's connection, as when its rights have changed.
-func (b *Broker) Disconnect(client string) {
-	if cl, ok := b.server.Clients.Get(client); ok {
-		_ = b.server.DisconnectClient(cl, packets.ErrNotAuthorized) // returns the code it was given
-	}
-}
-
-// Serve takes MQTT connections from l until ctx ends.
-func (b *Broker) Serve(ctx context.Context, l net.Listener) error {
-	stop := context.AfterFunc(ctx, func() { l.Close() })
-	defer stop()
-	for {
-		c, err := l.Accept()
-		if ctx.Err() != nil {
-			return nil
+// handle also stands between what a host may send and the life of the server.
+func (b *Broker) handle(host string, pk packets.Packet, fn func(string, []byte)) {
+	turn, _ := b.order.LoadOrStore(host, new(sync.Mutex))
+	turn.(*sync.Mutex).Lock()
+	defer turn.(*sync.Mutex).Unlock()
+	defer func() {
+		if p := recover(); p != nil {
+			b.cfg.Log.Error("handler of a host's message panicked", "host", host, "topic", pk.TopicName, "err", fmt.Errorf("%v\n%s", p, debug.Stack()))
 		}
-		if err != nil {
-			return fmt.Errorf("accept MQTT connection: %w", err)
-		}
-		go b.establish(c)
-	}
+	}()
+	fn(host, pk.Payload)
 }
 
-// ServeHTTP takes one MQTT connection over WebSocket.
-func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	c, err := upgrade(w, r)
-	if err != nil {
-		b.cfg.Log.Debug("mqtt over websocket", "err", err)
-		return
-	}
-	b.establish(c)
-}
-
-// establish serves one connection until it ends.
-func (b *Broker) establish(c net.Conn) {
-	defer c.Close()
-	addr := address(c)
-	if !b.enter(c, addr) {
-		return
-	}
-	defer b.leave(c)
-	_ = c.SetDeadline(time.Now().Add(connectTimeout)) // mochi moves it after CONNECT
-	err := b.server.EstablishConnection("remotegpu", c)
-	b.cfg.Log.Debug("mqtt connection ended", "remote", addr.String(), "err", err)
-}
-
-// enter counts a connection as not authenticated yet, and refuses what is too
-// much from one address.
-func (b *Broker) enter(c net.Conn, addr netip.Addr) bool {
+// Connected reports whether a client with this id, a host id or a session's,
+// is connected to this broker.
+func (b *Broker) Connected(id string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.closed || b.pending[addr] >= b.cfg.MaxPerAddress {
-		return false
-	}
-	b.pending[addr]++
-	b.conns[c] = addr
-	return true
+	s, ok := b.sessions[id]
+	return ok && !s.over.Load()
 }
 
-// settle says that a connection has authenticated.
-func (b *Broker) settle(c net.Conn) {
+// Disconnect ends every connection of a host, user or token, as when it is
+// revoked or its rights have changed. From its return on they can do nothing;
+// the sockets are closed within a second.
+func (b *Broker) Disconnect(id string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if addr := b.conns[c]; addr.IsValid() {
-		b.conns[c] = netip.Addr{}
-		if b.pending[addr]--; b.pending[addr] == 0 {
-			delete(b.pending, addr)
+	for _, s := range b.sessions {
+		if s.id == id || s.who.ID == id {
+			s.end(packets.ErrAdministrativeAction)
 		}
 	}
 }
 
-func (b *Broker) leave(c net.Conn) {
-	b.settle(c)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	delete(b.conns, c)
-}
-
-// Close ends all connections and the broker.
+// Close ends all connections and the broker. It waits for handlers that are
+// at work, but not for ever.
 func (b *Broker) Close() error {
 	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return nil
+	}
 	b.closed = true
+	for l := range b.listeners {
+		l.Close()
+	}
 	for c := range b.conns {
-		c.Close()
+		if s := c.session.Load(); s != nil {
+			s.end(packets.ErrServerShuttingDown)
+		} else {
+			c.Close()
+		}
 	}
 	b.mu.Unlock()
-	return b.server.Close()
-}
-
-func address(c net.Conn) netip.Addr {
-	ap, err := netip.ParseAddrPort(c.RemoteAddr().String())
-	if err != nil {
-		return netip.Addr{}
+	done := make(chan struct{})
+	go func() { b.wg.Wait(); close(done) }()
+	select {
+	case <-done:
+		return b.server.Close()
+	case <-time.After(closeTimeout):
+		return errors.New("close broker: handlers are still at work")
 	}
-	return ap.Addr().Unmap()
-}
-
-// quiet lets only what a person should act on through from mochi's log.
-type quiet struct{ slog.Handler }
-
-func (q quiet) Enabled(ctx context.Context, l slog.Level) bool {
-	return l >= slog.LevelError && q.Handler.Enabled(ctx, l)
 }
