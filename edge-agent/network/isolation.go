@@ -1,0 +1,145 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"syscall"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+const tableName = "remotegpu"
+
+var metadata = netip.MustParsePrefix("169.254.0.0/16") // of clouds: it hands out the host's credentials
+
+// Ensure puts the isolation in place when it is not there, as after somebody's
+// "nft flush ruleset". It is one transaction: there is no moment with half of
+// it.
+func (n *Network) Ensure() error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	there, err := n.complete(conn)
+	if err != nil || there {
+		return err
+	}
+	t := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: tableName})
+	conn.DelTable(t)
+	conn.AddTable(t)
+	drop := &expr.Verdict{Kind: expr.VerdictDrop}
+	accept := &expr.Verdict{Kind: expr.VerdictAccept}
+	fromUs, toUs := n.interfaces(expr.MetaKeyIIFNAME, expr.CmpOpEq), n.interfaces(expr.MetaKeyOIFNAME, expr.CmpOpEq)
+
+	input := n.chain(conn, t, "input", nftables.ChainTypeFilter, nftables.ChainHookInput, -10)
+	rule(conn, input, fromUs, established(), []expr.Any{accept}) // answers to what the host began
+	rule(conn, input, fromUs, []expr.Any{drop})
+
+	forward := n.chain(conn, t, "forward", nftables.ChainTypeFilter, nftables.ChainHookForward, -10)
+	rule(conn, forward, fromUs, toUs, []expr.Any{drop})
+	rule(conn, forward, fromUs, v4(), address(16, metadata), []expr.Any{drop})
+	rule(conn, forward, fromUs, v4(), not(address(12, n.cfg.Subnet)), []expr.Any{drop}) // forged sources
+	rule(conn, forward, fromUs, v6(), []expr.Any{drop})
+	rule(conn, forward, toUs, established(), []expr.Any{accept})
+	rule(conn, forward, toUs, []expr.Any{drop})
+
+	post := n.chain(conn, t, "postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, 100)
+	rule(conn, post, v4(), address(12, n.cfg.Subnet), n.interfaces(expr.MetaKeyOIFNAME, expr.CmpOpNeq), []expr.Any{&expr.Masq{}})
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("put isolation in place (nftables): %w", err)
+	}
+	return nil
+}
+
+// complete reports whether all our rules are there.
+func (n *Network) complete(conn *nftables.Conn) (bool, error) {
+	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return false, fmt.Errorf("read nftables: %w", err)
+	}
+	want := map[string]int{"input": 2, "forward": 6, "postrouting": 1}
+	for _, c := range chains {
+		if c.Table.Name != tableName {
+			continue
+		}
+		rules, err := conn.GetRules(c.Table, c)
+		if err != nil {
+			return false, fmt.Errorf("read nftables: %w", err)
+		}
+		if want[c.Name] == len(rules) {
+			delete(want, c.Name)
+		}
+	}
+	return len(want) == 0, nil
+}
+
+func (n *Network) removeTable() error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	conn.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: tableName})
+	if err := conn.Flush(); err != nil && !errors.Is(err, syscall.ENOENT) {
+		return fmt.Errorf("remove isolation (nftables): %w", err)
+	}
+	return nil
+}
+
+func (n *Network) chain(conn *nftables.Conn, t *nftables.Table, name string, kind nftables.ChainType, hook *nftables.ChainHook, prio nftables.ChainPriority) *nftables.Chain {
+	return conn.AddChain(&nftables.Chain{Table: t, Name: name, Type: kind, Hooknum: hook, Priority: &prio})
+}
+
+func rule(conn *nftables.Conn, c *nftables.Chain, parts ...[]expr.Any) {
+	var all []expr.Any
+	for _, p := range parts {
+		all = append(all, p...)
+	}
+	conn.AddRule(&nftables.Rule{Table: c.Table, Chain: c, Exprs: all})
+}
+
+// interfaces matches names that start with our prefix: comparing fewer bytes
+// than a name has is how nftables spells "rg-*".
+func (n *Network) interfaces(key expr.MetaKey, op expr.CmpOp) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: op, Register: 1, Data: []byte(n.cfg.BridgePrefix)}}
+}
+
+func established() []expr.Any {
+	mask := binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED)
+	return []expr.Any{
+		&expr.Ct{Register: 1, Key: expr.CtKeySTATE},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+	}
+}
+
+func v4() []expr.Any { return family(unix.NFPROTO_IPV4) }
+func v6() []expr.Any { return family(unix.NFPROTO_IPV6) }
+
+func family(proto byte) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}}}
+}
+
+// address matches an IPv4 address of the header: its source at offset 12, its
+// destination at 16 (RFC 791).
+func address(offset uint32, p netip.Prefix) []expr.Any {
+	mask := make([]byte, 4)
+	for i := range p.Bits() {
+		mask[i/8] |= 0x80 >> (i % 8)
+	}
+	net := p.Masked().Addr().As4()
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: net[:]},
+	}
+}
+
+// not turns the last comparison of a match around.
+func not(match []expr.Any) []expr.Any {
+	match[len(match)-1].(*expr.Cmp).Op = expr.CmpOpNeq
+	return match
+}
