@@ -33,6 +33,7 @@ import (
 	"github.com/remotegpu/remotegpu/edge-agent/link"
 	"github.com/remotegpu/remotegpu/edge-agent/reach"
 	"github.com/remotegpu/remotegpu/edge-agent/reconcile"
+	"github.com/remotegpu/remotegpu/edge-agent/relay"
 	"github.com/remotegpu/remotegpu/edge-agent/state"
 	"github.com/remotegpu/remotegpu/protocol"
 	"github.com/remotegpu/remotegpu/protocol/tunnel"
@@ -65,6 +66,7 @@ type parts struct {
 	host   *inventory.Host
 	loop   *reconcile.Loop
 	link   *link.Link
+	relay  *relay.Relay
 	pool   *tunnel.Pool
 	close  []func() error
 
@@ -112,7 +114,7 @@ func (p *parts) make(ctx context.Context) error {
 	}
 	p.close = append(p.close, p.gpus.Close)
 	p.host = inventory.New(p.inventoryConfig())
-	runtime, err := p.runtime(ctx, id)
+	runtime, err := p.runtime(id)
 	if err != nil {
 		return err
 	}
@@ -123,6 +125,7 @@ func (p *parts) make(ctx context.Context) error {
 		Event:   p.event,
 		Log:     p.cfg.Log,
 	})
+	p.relay = relay.New(relay.Config{RunDir: p.cfg.RunDir, Log: p.cfg.Log})
 	p.pool = tunnel.NewPool(tunnel.PoolConfig{Dial: p.dialTunnel, Serve: p.serveStream, Log: p.cfg.Log})
 	p.link, err = link.New(link.Config{
 		Server: p.server, MQTT: p.cfg.MQTT, Store: p.store,
@@ -188,8 +191,8 @@ func (p *parts) inventoryConfig() inventory.Config {
 }
 
 // runtime makes what runs containers.
-func (p *parts) runtime(ctx context.Context, id *state.Identity) (*ctr.Runtime, error) {
-	network, err := p.network(ctx)
+func (p *parts) runtime(id *state.Identity) (*ctr.Runtime, error) {
+	networks, err := newNetworks(p.cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -201,7 +204,7 @@ func (p *parts) runtime(ctx context.Context, id *state.Identity) (*ctr.Runtime, 
 	return ctr.New(ctr.Config{
 		Address: p.cfg.Containerd, Namespace: p.cfg.Namespace,
 		DataDir: p.cfg.DataDir, RunDir: p.cfg.RunDir, Helper: p.cfg.Helper, LogDriver: p.cfg.Program,
-		Network: network, Registry: id.Registry, RegistryCA: roots, Credentials: p.credentials,
+		Network: networks.forContainers(), Registry: id.Registry, RegistryCA: roots, Credentials: p.credentials,
 		CDIDirs: []string{cdiDir(p.cfg)}, Log: p.cfg.Log,
 	})
 }
@@ -215,6 +218,11 @@ func (p *parts) credentials(_ context.Context, _ protocol.Workload, registry str
 	}
 	token, err := p.link.Signer().Token(protocol.AudienceRegistry)
 	return id.Host, token, err
+}
+
+// serveStream connects a stream with the container that it is for.
+func (p *parts) serveStream(ctx context.Context, c *tunnel.Conn, h protocol.StreamHeader) {
+	p.relay.Serve(ctx, c, h, func(code, message string) error { return tunnel.Reply(c, code, message) })
 }
 
 // dialTunnel opens a stream at the control plane, a spare without a token.
