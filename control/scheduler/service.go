@@ -20,6 +20,8 @@ type Service struct {
 	pool *pg.Pool
 	log  *slog.Logger
 
+	live live
+
 	mu    sync.Mutex // guards retry
 	retry map[string]Retry
 }
@@ -65,13 +67,7 @@ func (s *Service) Place(ctx context.Context, tx pg.Tx, r Request) (Decision, err
 	}
 	asked := r
 	r.Strategy = cmp.Or(r.Strategy, set.Strategy)
-	hosts, err := readHosts(ctx, tx, "")
-	if err != nil {
-		return Decision{}, err
-	}
-	f := NewFleet(hosts)
-	f.After(set.last)
-	d, err := settle(ctx, tx, f, r)
+	d, err := s.settle(ctx, tx, r, set.last)
 	if err != nil {
 		return Decision{}, err
 	}
@@ -80,33 +76,41 @@ func (s *Service) Place(ctx context.Context, tx pg.Tx, r Request) (Decision, err
 
 // settle decides until the chosen host, looked at again under its lock, still
 // has what was seen.
-func settle(ctx context.Context, tx pg.Tx, f *Fleet, r Request) (Decision, error) {
+func (s *Service) settle(ctx context.Context, tx pg.Tx, r Request, last string) (Decision, error) {
+	seen := map[string]Host{} // under their locks: nobody changes them before we are done
 	for range attempts {
-		d := f.Place(r)
-		if !d.Placed() {
-			return f.Decide(r), nil
+		d, err := s.decide(ctx, tx, r, last, seen)
+		if err != nil || !d.Placed() {
+			return d, err
 		}
 		now, err := lockHost(ctx, tx, d.Host)
 		if err != nil {
 			return Decision{}, err
 		}
-		f.Put(now)
-		one := NewFleet([]Host{now}).Place(r)
+		now.Name = d.HostName // which a host that was retired meanwhile has lost
+		seen[now.ID] = now
+		one := Place(r, []Host{now})
 		if !one.Placed() {
 			continue
 		}
 		d.GPUs = one.GPUs
-		ok, err := allocate(ctx, tx, r, d)
-		if err != nil {
-			return Decision{}, err
-		}
-		if ok {
-			e := f.explain(r)
-			d.Looked, d.Rejected, d.Summary = e.looked, e.rejected, placedSentence(r, d)
-			return d, nil
+		if ok, err := allocate(ctx, tx, r, d); err != nil || ok {
+			return d, err
 		}
 	}
 	return Decision{}, errs.Ef(errs.Unavailable, "Hosts fill up faster than %s can be placed; try again.", r.what())
+}
+
+// decide looks at the fleet as it is known, and at hosts that were seen closer.
+func (s *Service) decide(ctx context.Context, tx pg.Tx, r Request, last string, seen map[string]Host) (d Decision, err error) {
+	err = s.live.with(ctx, tx, func(f *Fleet) {
+		for _, h := range seen {
+			f.Put(h)
+		}
+		f.After(last)
+		d = f.Decide(r)
+	})
+	return d, err
 }
 
 // record writes queue and history. A request that waits for the same reason as
@@ -130,7 +134,10 @@ func record(ctx context.Context, tx pg.Tx, r Request, d Decision, took time.Dura
 	if d.Never {
 		outcome = outcomeRefused
 	}
-	return insertPlacement(ctx, tx, r, d, outcome, 0, took)
+	if err := insertPlacement(ctx, tx, r, d, outcome, 0, took); err != nil {
+		return err
+	}
+	return pg.Notify(ctx, tx, capacityChanged, somebodyWaits) // what became free meanwhile is for r too
 }
 
 // Release gives back what a workload has, and takes it out of the queue. It is

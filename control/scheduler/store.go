@@ -14,6 +14,8 @@ import (
 const (
 	capacityChanged = "capacity_changed" // something was allocated or given back
 	hostChanged     = "host_changed"     // the host itself; sent by module host
+
+	somebodyWaits = "queue" // payload in place of a host
 )
 
 // Placement is a decision in the history.
@@ -146,17 +148,13 @@ func lockHost(ctx context.Context, tx pg.Tx, id string) (Host, error) {
 		return Host{}, fmt.Errorf("lock host: %w", err)
 	}
 	hosts, err := readHosts(ctx, tx, id)
-	if err != nil || len(hosts) == 1 {
-		return hostOf(hosts), err
+	if err != nil {
+		return Host{}, err
 	}
-	return Host{ID: id, State: Offline}, nil // it has been retired meanwhile
-}
-
-func hostOf(hosts []Host) Host {
 	if len(hosts) == 0 {
-		return Host{}
+		return Host{ID: id, State: Offline}, nil // it has been retired meanwhile
 	}
-	return hosts[0]
+	return hosts[0], nil
 }
 
 // allocate writes what d gives to r. It is false, and nothing is written, when

@@ -16,18 +16,26 @@ const (
 	keepFor   = 30 * 24 * time.Hour // history
 )
 
-// Run retries what waits, whenever capacity changes, until ctx ends.
+// Run follows the fleet, and retries what waits whenever capacity changes,
+// until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
+	defer s.live.drop()
 	wake := make(chan struct{}, 1)
-	poke := func(string) {
+	poke := func() {
 		select {
 		case wake <- struct{}{}:
 		default: // a turn is due already
 		}
 	}
+	heard := func(host string) {
+		if host != somebodyWaits {
+			s.live.changed(host)
+		}
+		poke()
+	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return pg.Listen(ctx, s.pool, capacityChanged, poke) })
-	g.Go(func() error { return pg.Listen(ctx, s.pool, hostChanged, poke) })
+	g.Go(func() error { return pg.Listen(ctx, s.pool, capacityChanged, heard) })
+	g.Go(func() error { return pg.Listen(ctx, s.pool, hostChanged, heard) })
 	g.Go(func() error {
 		s.turns(ctx, wake)
 		return nil
@@ -40,6 +48,9 @@ func (s *Service) turns(ctx context.Context, wake <-chan struct{}) {
 	defer tick.Stop()
 	pruned := time.Now()
 	for {
+		if err := s.live.refresh(ctx, s.pool); err != nil && ctx.Err() == nil {
+			s.log.Error("follow the fleet", "err", err)
+		}
 		if err := s.Turn(ctx); err != nil && ctx.Err() == nil {
 			s.log.Error("retry what waits", "err", err)
 		}
@@ -66,15 +77,14 @@ func (s *Service) Turn(ctx context.Context) error {
 	if err != nil || len(all) == 0 {
 		return err
 	}
-	hosts, err := readHosts(ctx, s.pool, "")
-	if err != nil {
-		return err
-	}
 	set, err := settings(ctx, s.pool)
 	if err != nil {
 		return err
 	}
-	f := NewFleet(hosts)
+	f, err := s.live.copied(ctx, s.pool)
+	if err != nil {
+		return err
+	}
 	f.After(set.last)
 	for _, w := range all {
 		w.Strategy = cmp.Or(w.Strategy, set.Strategy)

@@ -1,0 +1,130 @@
+// Package cli is the remotegpu command line.
+//
+// It owns the commands, their flags, help and output; it speaks to the server
+// through the public API alone, but for the server command, which runs one.
+// Its invariant: exit status 0 means done, 1 that it failed with a sentence on
+// stderr, 2 that the command line was wrong; ssh passes on the program's own.
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+)
+
+// app is what the commands share.
+type app struct {
+	version   string
+	out       io.Writer
+	errOut    io.Writer
+	profile   string // --config
+	output    string // --output
+	workspace string // --workspace
+}
+
+// exitStatus ends the program with a status and nothing more to say.
+type exitStatus int
+
+func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// usageError is a wrong command line.
+type usageError struct{ error }
+
+// Main runs the command line and returns the exit status.
+func Main(version string, args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	a := &app{version: version, out: os.Stdout, errOut: os.Stderr}
+	root := a.root()
+	root.SetArgs(args)
+	return a.status(root.ExecuteContext(ctx))
+}
+
+func (a *app) status(err error) int {
+	var code exitStatus
+	var usage usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &code):
+		return int(code)
+	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"):
+		fmt.Fprintln(a.errOut, "remotegpu:", err)
+		fmt.Fprintln(a.errOut, "See remotegpu --help.")
+		return 2
+	}
+	fmt.Fprintln(a.errOut, "remotegpu:", err)
+	return 1
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "remotegpu",
+		Short: "One private GPU cloud from machines behind NAT",
+		Long: `remotegpu reaches GPU machines that sit behind NAT as one private cloud.
+
+First steps:
+  remotegpu login https://gpu.example.org:8443    once per machine
+  remotegpu host join                             prints the line for a GPU host
+  remotegpu env create my-env --gpus 1            a container with a GPU
+  remotegpu ssh my-env                            a shell in it`,
+		SilenceUsage: true, SilenceErrors: true, Version: a.version,
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetVersionTemplate("remotegpu {{.Version}}\n")
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.profile, "config", os.Getenv("REMOTEGPU_CONFIG"), "file with server and token (default ~/.config/remotegpu/config.json)")
+	flags.StringVarP(&a.output, "output", "o", "table", "table or json")
+	flags.StringVarP(&a.workspace, "workspace", "w", os.Getenv("REMOTEGPU_WORKSPACE"), "workspace (default: the one from login)")
+	root.AddCommand(a.serverCommand(), a.loginCommand(), a.logoutCommand(), a.hostCommand(), a.envCommand(), a.sshCommand(),
+		a.sshProxyCommand(), a.sshConfigCommand(), a.keyCommand(), a.tokenCommand(), a.workspaceCommand(), a.userCommand())
+	return root
+}
+
+// args checks how many arguments a command has, and says what is missing.
+func args(least, most int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, got []string) error {
+		if len(got) < least || most >= 0 && len(got) > most {
+			return usageError{fmt.Errorf("%s needs %s: %s", cmd.CommandPath(), what, cmd.UseLine())}
+		}
+		return nil
+	}
+}
+
+// show prints v as JSON, or as a table whose rows print makes.
+func (a *app) show(v any, print func(w io.Writer)) error {
+	switch a.output {
+	case "json":
+		enc := json.NewEncoder(a.out)
+		enc.SetIndent("", "  ")
+		return enc.Encode(v)
+	case "table":
+		w := tabwriter.NewWriter(a.out, 0, 4, 3, ' ', 0)
+		print(w)
+		return w.Flush()
+	}
+	return usageError{fmt.Errorf("--output %q: use table or json", a.output)}
+}
+
+func row(w io.Writer, cells ...any) {
+	for i, c := range cells {
+		if i > 0 {
+			fmt.Fprint(w, "\t")
+		}
+		text := fmt.Sprint(c)
+		if text == "" {
+			text = "-"
+		}
+		fmt.Fprint(w, text)
+	}
+	fmt.Fprintln(w)
+}

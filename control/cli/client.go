@@ -1,0 +1,238 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// profile is what login keeps, in a file that only its user may read.
+type profile struct {
+	URL       string `json:"url"`
+	CA        string `json:"ca,omitempty"`  // PEM
+	Pin       string `json:"pin,omitempty"` // sha256//… of the server's public key, when there is no CA
+	Token     string `json:"token"`
+	Workspace string `json:"workspace,omitempty"`
+	Email     string `json:"email,omitempty"`
+}
+
+func (a *app) profilePath() (string, error) {
+	if a.profile != "" {
+		return a.profile, nil
+	}
+	dir, err := os.UserConfigDir()
+	if err != nil {
+		return "", fmt.Errorf("find configuration folder: %w; give one with --config", err)
+	}
+	return filepath.Join(dir, "remotegpu", "config.json"), nil
+}
+
+// load reads the profile; the environment goes before the file: REMOTEGPU_URL,
+// REMOTEGPU_TOKEN, REMOTEGPU_CA (a file).
+func (a *app) load() (profile, error) {
+	var p profile
+	name, err := a.profilePath()
+	if err != nil {
+		return p, err
+	}
+	b, err := os.ReadFile(name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return p, err
+	}
+	if err == nil {
+		if err := json.Unmarshal(b, &p); err != nil {
+			return p, fmt.Errorf("%s is damaged (%w); log in again: remotegpu login URL", name, err)
+		}
+	}
+	if v := os.Getenv("REMOTEGPU_URL"); v != "" {
+		p = profile{URL: v, Workspace: p.Workspace}
+	}
+	if v := os.Getenv("REMOTEGPU_TOKEN"); v != "" {
+		p.Token = v
+	}
+	if v := os.Getenv("REMOTEGPU_CA"); v != "" {
+		pem, err := os.ReadFile(v)
+		if err != nil {
+			return p, fmt.Errorf("read REMOTEGPU_CA: %w", err)
+		}
+		p.CA = string(pem)
+	}
+	if a.workspace != "" {
+		p.Workspace = a.workspace
+	}
+	if p.URL == "" || p.Token == "" {
+		return p, errors.New("not logged in; do so first: remotegpu login https://YOUR-SERVER:8443")
+	}
+	return p, nil
+}
+
+func (a *app) save(p profile) (string, error) {
+	name, err := a.profilePath()
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return "", err
+	}
+	b, err := json.MarshalIndent(p, "", "  ")
+	if err != nil {
+		return "", err
+	}
+	tmp := name + ".new"
+	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil {
+		return "", err
+	}
+	return name, os.Rename(tmp, name)
+}
+
+// client speaks to one server's API.
+type client struct {
+	profile
+	http *http.Client
+	tls  *tls.Config
+}
+
+// connect returns a client for the profile.
+func (a *app) connect() (*client, error) {
+	p, err := a.load()
+	if err != nil {
+		return nil, err
+	}
+	return newClient(p)
+}
+
+func newClient(p profile) (*client, error) {
+	cfg, err := p.tlsConfig()
+	if err != nil {
+		return nil, err
+	}
+	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: cfg, ForceAttemptHTTP2: true}
+	return &client{profile: p, tls: cfg, http: &http.Client{Transport: transport, Timeout: 60 * time.Second}}, nil
+}
+
+func (p profile) tlsConfig() (*tls.Config, error) {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
+	switch {
+	case p.CA != "":
+		cfg.RootCAs = x509.NewCertPool()
+		if !cfg.RootCAs.AppendCertsFromPEM([]byte(p.CA)) {
+			return nil, errors.New("the CA file holds no certificate; give the PEM file of the server's authority")
+		}
+	case p.Pin != "":
+		cfg.InsecureSkipVerify = true // the pin is checked instead, as ssh does with host keys
+		cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+			if got := keyPin(cs.PeerCertificates[0]); got != p.Pin {
+				return fmt.Errorf("the server's key is %s, but login pinned %s; if it was changed on purpose, log in again", got, p.Pin)
+			}
+			return nil
+		}
+	}
+	return cfg, nil
+}
+
+func keyPin(cert *x509.Certificate) string {
+	sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
+	return "sha256//" + base64.StdEncoding.EncodeToString(sum[:])
+}
+
+// problem is what the API says when it refuses.
+type problem struct {
+	Status int    `json:"status"`
+	Detail string `json:"detail"`
+	Errors []struct {
+		Message  string `json:"message"`
+		Location string `json:"location"`
+	} `json:"errors"`
+}
+
+func (p *problem) Error() string {
+	text := p.Detail
+	for _, e := range p.Errors {
+		text += fmt.Sprintf(" (%s: %s)", strings.TrimPrefix(e.Location, "body."), e.Message)
+	}
+	return text
+}
+
+// call sends in as JSON, when not nil, and reads the answer into out.
+func (c *client) call(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.URL+path, body)
+	if err != nil {
+		return err
+	}
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if c.Token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.Token)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return unreachable(c.URL, err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
+	if err != nil {
+		return unreachable(c.URL, err)
+	}
+	if resp.StatusCode >= 300 {
+		p := &problem{Status: resp.StatusCode}
+		if json.Unmarshal(b, p) != nil || p.Detail == "" {
+			p.Detail = fmt.Sprintf("%s answered %s; is this a RemoteGPU server?", c.URL, resp.Status)
+		}
+		return p
+	}
+	if out == nil || len(b) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(b, out); err != nil {
+		return fmt.Errorf("read answer of %s: %w", path, err)
+	}
+	return nil
+}
+
+func unreachable(server string, err error) error {
+	var unknown x509.UnknownAuthorityError
+	var name x509.HostnameError
+	switch {
+	case errors.As(err, &unknown):
+		return fmt.Errorf("the certificate of %s is of an unknown authority; log in with --ca FILE or --pin (see remotegpu login --help)", server)
+	case errors.As(err, &name):
+		return fmt.Errorf("the certificate of %s is for another name: %w", server, name)
+	}
+	var u *url.Error
+	if errors.As(err, &u) {
+		err = u.Err
+	}
+	return fmt.Errorf("cannot reach %s: %w; check the address, your network and proxy settings", server, err)
+}
+
+// in returns the path of something in the profile's workspace.
+func (c *client) in(parts ...string) string {
+	path := "/api/v1/workspaces/" + url.PathEscape(c.Workspace)
+	for _, p := range parts {
+		path += "/" + url.PathEscape(p)
+	}
+	return path
+}

@@ -1,0 +1,193 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+type gpuRow struct {
+	UUID   string `json:"uuid"`
+	Name   string `json:"name"`
+	Memory uint64 `json:"memory"`
+	Status string `json:"status"`
+	Health string `json:"health"`
+}
+
+type hostRow struct {
+	ID        string            `json:"id"`
+	Name      string            `json:"name"`
+	Status    string            `json:"status"`
+	Health    string            `json:"health"`
+	State     string            `json:"state"`
+	OS        string            `json:"os"`
+	OSVersion string            `json:"os_version"`
+	Arch      string            `json:"arch"`
+	Agent     string            `json:"agent"`
+	CPUs      int               `json:"cpus"`
+	Memory    uint64            `json:"memory"`
+	GPUs      []gpuRow          `json:"gpus"`
+	Labels    map[string]string `json:"labels"`
+	LastSeen  *time.Time        `json:"last_seen"`
+}
+
+// gpus says "8 × NVIDIA H100 (3 free)".
+func (h hostRow) gpus() string {
+	if len(h.GPUs) == 0 {
+		return "none"
+	}
+	count, free := map[string]int{}, 0
+	var order []string
+	for _, g := range h.GPUs {
+		if count[g.Name]++; count[g.Name] == 1 {
+			order = append(order, g.Name)
+		}
+		if g.Status == "available" {
+			free++
+		}
+	}
+	parts := make([]string, len(order))
+	for i, name := range order {
+		parts[i] = fmt.Sprintf("%d × %s", count[name], name)
+	}
+	return fmt.Sprintf("%s (%d free)", strings.Join(parts, ", "), free)
+}
+
+func (a *app) hostCommand() *cobra.Command {
+	verbs := []struct{ use, path, short, done string }{
+		{"approve", "approve", "Let a host in that joined with a token that asks for approval", "is approved"},
+		{"cordon", "cordon", "Place nothing new on a host", "is cordoned"},
+		{"uncordon", "uncordon", "Place on a host again", "takes environments again"},
+		{"drain", "drain", "Cordon a host and stop what runs there", "drains"},
+		{"maintenance", "maintenance", "Put a host into maintenance", "is in maintenance"},
+		{"activate", "activate", "Bring a host back from maintenance or drain", "is active"},
+		{"retire", "retire", "Remove a host from the fleet for good", "is retired"},
+	}
+	commands := []*cobra.Command{a.hostList(), a.hostShow(), a.hostJoin(), a.hostLabel(), a.hostEvents()}
+	for _, v := range verbs {
+		commands = append(commands, &cobra.Command{Use: v.use + " HOST", Short: v.short, Args: args(1, 1, "a host"),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				return a.post(cmd, hostPath(args[0], v.path), nil, "Host "+args[0]+" "+v.done+".")
+			}})
+	}
+	return group("host", "GPU hosts (platform admins)", commands...)
+}
+
+func hostPath(host string, more ...string) string {
+	return strings.Join(append([]string{"/api/v1/hosts", url.PathEscape(host)}, more...), "/")
+}
+
+func (a *app) hostList() *cobra.Command {
+	cmd := &cobra.Command{Use: "ls", Short: "List hosts", Args: args(0, 0, "no argument")}
+	status := cmd.Flags().String("status", "", "only these: online, offline, maintenance, error")
+	text := cmd.Flags().String("search", "", "only those whose name, address or GPU has this text")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		query := url.Values{}
+		for k, v := range map[string]string{"status": *status, "search": *text} {
+			if v != "" {
+				query.Set(k, v)
+			}
+		}
+		return fetch(a, cmd, "/api/v1/hosts?"+query.Encode(), func(w io.Writer, all list[hostRow]) {
+			row(w, "NAME", "STATUS", "HEALTH", "GPUS", "CPUS", "MEMORY", "SYSTEM", "SEEN")
+			for _, h := range all.Items {
+				row(w, h.Name, h.Status, h.Health, h.gpus(), h.CPUs, size(h.Memory), or(h.OSVersion, h.OS)+" "+h.Arch, ago(h.LastSeen))
+			}
+		})
+	}
+	return cmd
+}
+
+func (a *app) hostShow() *cobra.Command {
+	return &cobra.Command{Use: "show HOST", Short: "Everything about a host, as JSON", Args: args(1, 1, "a host"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a.output = "json"
+			return fetch(a, cmd, hostPath(args[0]), func(io.Writer, any) {})
+		}}
+}
+
+func (a *app) hostJoin() *cobra.Command {
+	cmd := &cobra.Command{Use: "join", Short: "Print the line that makes a machine a host", Args: args(0, 0, "no argument"),
+		Long:    "Makes a join token and prints the line to run on the GPU machine, as root.\nThe token is shown once.",
+		Example: "  remotegpu host join\n  remotegpu host join --uses 20 --hours 2 --approve --label region=lab"}
+	f := cmd.Flags()
+	uses := f.Int("uses", 1, "how many hosts may join with it")
+	hours := f.Int("hours", 24, "hours until it expires")
+	approve := f.Bool("approve", false, "each host waits until an admin approves it")
+	labels := f.StringToString("label", nil, "labels for hosts that join with it: key=value")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := a.connect()
+		if err != nil {
+			return err
+		}
+		in := map[string]any{"uses": *uses, "hours": *hours, "approval": *approve, "labels": *labels}
+		var out struct {
+			ID      string `json:"id"`
+			Token   string `json:"token"`
+			Command string `json:"command"`
+		}
+		if err := c.call(cmd.Context(), http.MethodPost, "/api/v1/join-tokens", in, &out); err != nil {
+			return err
+		}
+		return a.show(out, func(w io.Writer) { fmt.Fprintln(w, out.Command) })
+	}
+	return cmd
+}
+
+func (a *app) hostLabel() *cobra.Command {
+	return &cobra.Command{Use: "label HOST KEY=VALUE...", Short: "Set labels; KEY= removes one", Args: args(2, -1, "a host and labels"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.connect()
+			if err != nil {
+				return err
+			}
+			var h hostRow
+			if err := c.call(cmd.Context(), http.MethodGet, hostPath(args[0]), nil, &h); err != nil {
+				return err
+			}
+			labels := map[string]string{}
+			for k, v := range h.Labels {
+				labels[k] = v
+			}
+			for _, pair := range args[1:] {
+				k, v, ok := strings.Cut(pair, "=")
+				if !ok {
+					return usageError{fmt.Errorf("%q is no label; write KEY=VALUE", pair)}
+				}
+				if labels[k] = v; v == "" {
+					delete(labels, k)
+				}
+			}
+			if err := c.call(cmd.Context(), http.MethodPatch, hostPath(args[0]), map[string]any{"labels": labels}, nil); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.errOut, "Host %s has %d labels.\n", args[0], len(labels))
+			return nil
+		}}
+}
+
+type eventRow struct {
+	At       time.Time `json:"at"`
+	Severity string    `json:"severity"`
+	Reason   string    `json:"reason"`
+	Message  string    `json:"message"`
+}
+
+func printEvents(w io.Writer, all list[eventRow]) {
+	row(w, "TIME", "SEVERITY", "REASON", "MESSAGE")
+	for _, e := range all.Items {
+		row(w, e.At.Local().Format("2006-01-02 15:04:05"), e.Severity, e.Reason, e.Message)
+	}
+}
+
+func (a *app) hostEvents() *cobra.Command {
+	return &cobra.Command{Use: "events HOST", Short: "What happened on a host", Args: args(1, 1, "a host"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return fetch(a, cmd, hostPath(args[0], "events"), printEvents)
+		}}
+}

@@ -1,0 +1,181 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+type loginFlags struct {
+	email, token, ca, pin string
+	passwordStdin         bool
+}
+
+func (a *app) loginCommand() *cobra.Command {
+	var f loginFlags
+	cmd := &cobra.Command{
+		Use: "login URL", Short: "Log in to a server and remember it",
+		Long: `Log in to a server and remember it, for this user of this machine.
+
+The server's certificate is checked in one of three ways: by the system's
+authorities; by --ca FILE; or by the server's public key, which is shown to you
+once and pinned (--pin gives it beforehand, for scripts).
+
+A server with a certificate of its own shows its key in its log at start.`,
+		Example: "  remotegpu login https://gpu.example.org:8443 --email me@example.org\n" +
+			"  remotegpu login https://gpu.example.org:8443 --token rgt_…",
+		Args: args(1, 1, "the server's URL"),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.login(cmd.Context(), args[0], f) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.email, "email", "", "e-mail address (asked for when missing)")
+	flags.BoolVar(&f.passwordStdin, "password-stdin", false, "read the password from stdin")
+	flags.StringVar(&f.token, "token", "", "API token instead of a password")
+	flags.StringVar(&f.ca, "ca", "", "PEM file of the authority that signed the server's certificate")
+	flags.StringVar(&f.pin, "pin", "", "sha256//… of the server's public key")
+	return cmd
+}
+
+func (a *app) login(ctx context.Context, server string, f loginFlags) error {
+	u, err := url.Parse(strings.TrimRight(server, "/"))
+	if err != nil || u.Scheme != "https" || u.Host == "" {
+		return usageError{fmt.Errorf("%q is not a server's URL; it looks like https://gpu.example.org:8443", server)}
+	}
+	p := profile{URL: u.Scheme + "://" + u.Host, Token: f.token, Pin: f.pin}
+	if f.ca != "" {
+		pem, err := os.ReadFile(f.ca)
+		if err != nil {
+			return err
+		}
+		p.CA = string(pem)
+	}
+	if p.CA == "" && p.Pin == "" {
+		if p.Pin, err = a.trust(ctx, p.URL, u.Host); err != nil {
+			return err
+		}
+	}
+	c, err := newClient(p)
+	if err != nil {
+		return err
+	}
+	if c.Token == "" {
+		if err := a.password(ctx, c, f); err != nil {
+			return err
+		}
+	}
+	return a.remember(ctx, c)
+}
+
+// trust returns "" when the system trusts the server's certificate, else the
+// key that the person agreed to.
+func (a *app) trust(ctx context.Context, server, host string) (pin string, err error) {
+	if !strings.Contains(host, ":") {
+		host += ":443"
+	}
+	dialer := &tls.Dialer{Config: &tls.Config{}}
+	conn, err := dialer.DialContext(ctx, "tcp", host)
+	if err == nil {
+		return "", conn.Close()
+	}
+	var bad *tls.CertificateVerificationError
+	if !errors.As(err, &bad) {
+		return "", unreachable(server, err)
+	}
+	key := keyPin(bad.UnverifiedCertificates[0])
+	if !term.IsTerminal(int(os.Stdin.Fd())) {
+		return "", fmt.Errorf("this machine does not know the authority of the certificate of %s; if its key should be %s, log in with --pin '%s'", server, key, key)
+	}
+	fmt.Fprintf(a.errOut, "This machine does not know the authority of the certificate of %s.\nThe key of the server is %s.\nIs that the one in the server's log? Type yes to trust it: ", server, key)
+	line, _ := bufio.NewReader(os.Stdin).ReadString('\n')
+	if strings.TrimSpace(line) != "yes" {
+		return "", errors.New("not trusted; nothing was sent")
+	}
+	return key, nil
+}
+
+func (a *app) password(ctx context.Context, c *client, f loginFlags) error {
+	in := bufio.NewReader(os.Stdin)
+	if f.email == "" {
+		fmt.Fprint(a.errOut, "E-mail: ")
+		line, err := in.ReadString('\n')
+		if err != nil {
+			return errors.New("no e-mail address given; use --email")
+		}
+		f.email = strings.TrimSpace(line)
+	}
+	var password string
+	if f.passwordStdin || !term.IsTerminal(int(os.Stdin.Fd())) {
+		line, err := in.ReadString('\n')
+		if err != nil && line == "" {
+			return errors.New("no password on stdin")
+		}
+		password = strings.TrimRight(line, "\r\n")
+	} else {
+		fmt.Fprint(a.errOut, "Password: ")
+		b, err := term.ReadPassword(int(os.Stdin.Fd()))
+		fmt.Fprintln(a.errOut)
+		if err != nil {
+			return err
+		}
+		password = string(b)
+	}
+	var out struct{ Token string }
+	err := c.call(ctx, http.MethodPost, "/api/v1/login", map[string]string{"email": f.email, "password": password}, &out)
+	c.Token = out.Token
+	return err
+}
+
+// remember checks the token, picks the workspace and writes the profile.
+func (a *app) remember(ctx context.Context, c *client) error {
+	var me struct{ Email string }
+	if err := c.call(ctx, http.MethodGet, "/api/v1/account", nil, &me); err != nil {
+		return err
+	}
+	var spaces list[workspaceRow]
+	if err := c.call(ctx, http.MethodGet, "/api/v1/workspaces", nil, &spaces); err != nil {
+		return err
+	}
+	c.Email, c.Workspace = me.Email, a.workspace
+	for _, w := range spaces.Items {
+		if c.Workspace == "" && (w.Name != "library" || len(spaces.Items) == 1) {
+			c.Workspace = w.Name
+		}
+	}
+	name, err := a.save(c.profile)
+	if err != nil {
+		return fmt.Errorf("remember login: %w", err)
+	}
+	fmt.Fprintf(a.errOut, "Logged in to %s as %s, workspace %s (kept in %s).\n", c.URL, me.Email, or(c.Workspace, "none yet"), name)
+	return nil
+}
+
+func (a *app) logoutCommand() *cobra.Command {
+	return &cobra.Command{Use: "logout", Short: "Forget the login on this machine", Args: args(0, 0, "no argument"),
+		RunE: func(*cobra.Command, []string) error {
+			name, err := a.profilePath()
+			if err != nil {
+				return err
+			}
+			if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+			fmt.Fprintln(a.errOut, "Logged out.")
+			return nil
+		}}
+}
+
+func or(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}

@@ -1,0 +1,246 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/term"
+
+	"github.com/remotegpu/remotegpu/protocol/tunnel"
+)
+
+type gatewayRow struct {
+	Address string `json:"address"`
+	HostKey string `json:"host_key"`
+}
+
+func (a *app) sshCommand() *cobra.Command {
+	var tty, noTTY bool
+	cmd := &cobra.Command{
+		Use: "ssh ENV [-- COMMAND...]", Short: "A shell, or a command, in an environment",
+		Long: `A shell, or a command, in an environment, over the server's HTTPS port.
+
+The exit status is the command's own; 255 means that it could not be run.
+Plain OpenSSH works as well: see remotegpu ssh-config.`,
+		Example: "  remotegpu ssh my-env\n  remotegpu ssh my-env -- nvidia-smi\n  tar c . | remotegpu ssh my-env -- tar x -C /gemini/code",
+		Args:    args(1, -1, "an environment"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			want := len(args) == 1 && term.IsTerminal(int(os.Stdin.Fd()))
+			return a.ssh(cmd.Context(), args[0], strings.Join(args[1:], " "), (want || tty) && !noTTY)
+		},
+	}
+	cmd.Flags().BoolVarP(&tty, "tty", "t", false, "make a terminal, also for a command")
+	cmd.Flags().BoolVarP(&noTTY, "no-tty", "T", false, "make no terminal")
+	return cmd
+}
+
+func (a *app) ssh(ctx context.Context, env, command string, tty bool) error {
+	c, err := a.connect()
+	if err != nil {
+		return err
+	}
+	client, err := c.sshClient(ctx, c.qualified(env))
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	ses, err := client.NewSession()
+	if err != nil {
+		return fmt.Errorf("open session: %w", err)
+	}
+	defer ses.Close()
+	ses.Stdin, ses.Stdout, ses.Stderr = nil, a.out, a.errOut
+	in, err := ses.StdinPipe()
+	if err != nil {
+		return err
+	}
+	if tty {
+		restore, err := terminal(ses)
+		if err != nil {
+			return err
+		}
+		defer restore()
+	}
+	go func() {
+		_, _ = io.Copy(in, os.Stdin) // ends with stdin or with the session
+		in.Close()
+	}()
+	if command == "" {
+		err = ses.Shell()
+	} else {
+		err = ses.Start(command)
+	}
+	if err != nil {
+		return fmt.Errorf("start session: %w", err)
+	}
+	return sessionStatus(ses.Wait())
+}
+
+// qualified adds the workspace to a bare name.
+func (c *client) qualified(env string) string {
+	if strings.Contains(env, ".") || strings.HasPrefix(env, "env_") || c.Workspace == "" {
+		return env
+	}
+	return env + "." + c.Workspace
+}
+
+// sshClient speaks SSH to the gateway over a WebSocket that the API token has
+// authenticated already; the gateway's host key comes by the same, trusted way.
+func (c *client) sshClient(ctx context.Context, user string) (*ssh.Client, error) {
+	var gw gatewayRow
+	if err := c.call(ctx, http.MethodGet, "/api/v1/ssh", nil, &gw); err != nil {
+		return nil, err
+	}
+	key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(gw.HostKey))
+	if err != nil {
+		return nil, fmt.Errorf("read the gateway's host key: %w", err)
+	}
+	conn, err := c.dialSSH(ctx)
+	if err != nil {
+		return nil, err
+	}
+	sc, channels, requests, err := ssh.NewClientConn(conn, gw.Address, &ssh.ClientConfig{
+		User: user, HostKeyCallback: ssh.FixedHostKey(key), ClientVersion: "SSH-2.0-remotegpu",
+	})
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("ssh to the gateway: %w", err)
+	}
+	return ssh.NewClient(sc, channels, requests), nil
+}
+
+func (c *client) dialSSH(ctx context.Context) (net.Conn, error) {
+	conn, err := tunnel.Dial(ctx, tunnel.DialConfig{
+		URL:    "wss" + strings.TrimPrefix(c.URL, "https") + "/api/v1/ssh/connect",
+		Header: http.Header{"Authorization": {"Bearer " + c.Token}},
+		TLS:    c.tls, Proxy: http.ProxyFromEnvironment,
+	})
+	if err != nil {
+		return nil, unreachable(c.URL, err)
+	}
+	return conn, nil
+}
+
+// terminal puts the local one into raw mode, asks for one over there and keeps
+// their sizes alike.
+func terminal(ses *ssh.Session) (restore func(), err error) {
+	fd := int(os.Stdin.Fd())
+	cols, rows, err := term.GetSize(fd)
+	if err != nil {
+		cols, rows = 80, 24
+	}
+	name := os.Getenv("TERM")
+	if name == "" {
+		name = "xterm-256color"
+	}
+	if err := ses.RequestPty(name, rows, cols, ssh.TerminalModes{}); err != nil {
+		return nil, fmt.Errorf("ask for a terminal: %w", err)
+	}
+	restore = func() {}
+	if state, err := term.MakeRaw(fd); err == nil {
+		restore = func() { _ = term.Restore(fd, state) } // nothing to do when it fails
+	}
+	sizes := make(chan os.Signal, 1)
+	signal.Notify(sizes, syscall.SIGWINCH)
+	go func() {
+		for range sizes {
+			if cols, rows, err := term.GetSize(fd); err == nil {
+				_ = ses.WindowChange(rows, cols) // the session may have ended
+			}
+		}
+	}()
+	return restore, nil
+}
+
+func sessionStatus(err error) error {
+	var exit *ssh.ExitError
+	var missing *ssh.ExitMissingError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &exit):
+		return exitStatus(exit.ExitStatus())
+	case errors.As(err, &missing):
+		fmt.Fprintln(os.Stderr, "remotegpu: the connection to the server was lost")
+		return exitStatus(255)
+	}
+	return err
+}
+
+func (a *app) sshProxyCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "ssh-proxy", Short: "ProxyCommand for OpenSSH, over the HTTPS port", Args: args(0, 0, "no argument"),
+		Long: "Connects stdin and stdout with the SSH gateway over the server's HTTPS port.\nUse it as OpenSSH's ProxyCommand; remotegpu ssh-config writes it for you.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.connect()
+			if err != nil {
+				return err
+			}
+			conn, err := c.dialSSH(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			go func() {
+				_, _ = io.Copy(conn, os.Stdin) // ends with ssh or with the connection
+				if half, ok := conn.(interface{ CloseWrite() error }); ok {
+					_ = half.CloseWrite()
+				}
+			}()
+			_, err = io.Copy(os.Stdout, conn)
+			return err
+		},
+	}
+}
+
+func (a *app) sshConfigCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "ssh-config", Short: "Print what makes ssh ENV.rg just work", Args: args(0, 0, "no argument"),
+		Long:    "Prints a block for ~/.ssh/config. With it, ssh ENV.rg, and whatever builds on ssh,\nreaches an environment over the server's HTTPS port, without a key.",
+		Example: "  remotegpu ssh-config >> ~/.ssh/config\n  ssh my-env.rg",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.connect()
+			if err != nil {
+				return err
+			}
+			return a.sshConfig(cmd.Context(), c)
+		},
+	}
+}
+
+func (a *app) sshConfig(ctx context.Context, c *client) error {
+	var gw gatewayRow
+	if err := c.call(ctx, http.MethodGet, "/api/v1/ssh", nil, &gw); err != nil {
+		return err
+	}
+	file, err := a.profilePath()
+	if err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	known := strings.TrimSuffix(file, ".json") + ".known_hosts"
+	if err := os.WriteFile(known, []byte("remotegpu "+gw.HostKey+"\n"), 0o600); err != nil {
+		return err
+	}
+	fmt.Fprintf(a.out, `# RemoteGPU, %s
+Match host *.rg exec "true"
+    ProxyCommand "%s" --config "%s" ssh-proxy
+    HostKeyAlias remotegpu
+    UserKnownHostsFile "%s"
+    User %%n.%s
+`, c.URL, self, file, known, c.Workspace)
+	return nil
+}

@@ -1,0 +1,138 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/remotegpu/remotegpu/broker"
+	"github.com/remotegpu/remotegpu/control/auth"
+	"github.com/remotegpu/remotegpu/control/errs"
+	"github.com/remotegpu/remotegpu/control/web"
+	"github.com/remotegpu/remotegpu/control/workspace"
+	"github.com/remotegpu/remotegpu/protocol"
+)
+
+// authenticate finds out who sends a request: a user by API token or session,
+// or a host by a token that it signed for the place it calls at.
+func (s *Server) authenticate(r *http.Request) (auth.Caller, error) {
+	bearer, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok {
+		return auth.Caller{}, nil // /v2/ and /mqtt ask in their own way
+	}
+	switch {
+	case strings.HasPrefix(bearer, "rg"):
+		return s.Accounts.BySecret(r.Context(), bearer)
+	case r.URL.Path == protocol.TunnelPath:
+		return s.hosts.Authenticate(r.Context(), bearer, protocol.AudienceTunnel)
+	case strings.HasPrefix(r.URL.Path, "/api/v1/agent/"):
+		return s.hosts.Authenticate(r.Context(), bearer, protocol.AudienceAPI)
+	}
+	return auth.Caller{}, errs.E(errs.Unauthenticated, "This is not an API token of RemoteGPU (they start with rgt_).")
+}
+
+// mqttPrincipal finds out who connects to the broker.
+func (s *Server) mqttPrincipal(ctx context.Context, c broker.Credentials) (broker.Principal, error) {
+	switch c.User {
+	case protocol.MQTTUserHost:
+		h, err := s.hosts.Authenticate(ctx, string(c.Password), protocol.AudienceMQTT)
+		return broker.Principal{Kind: broker.KindHost, ID: h.ID}, err
+	case protocol.MQTTUserToken:
+		u, err := s.Accounts.BySecret(ctx, string(c.Password))
+		return principal(u), err
+	}
+	u, err := s.Accounts.CheckPassword(ctx, c.Remote.String(), c.User, string(c.Password))
+	if err != nil {
+		return broker.Principal{}, err
+	}
+	caller, err := s.Accounts.ByUser(ctx, u)
+	return principal(caller), err
+}
+
+func principal(c auth.Caller) broker.Principal {
+	return broker.Principal{Kind: broker.KindUser, ID: c.ID, Admin: c.Admin, Workspaces: c.Workspaces()}
+}
+
+// askHost asks an agent over MQTT to dial a stream.
+func (s *Server) askHost(_ context.Context, host string, d protocol.Dial) error {
+	b, err := protocol.Marshal(d)
+	if err != nil {
+		return err
+	}
+	return s.publishToHost(host, protocol.TopicDial, b)
+}
+
+// publishToHost sends an agent what is worth nothing after some seconds:
+// whoever sends it sends it again.
+func (s *Server) publishToHost(host, topic string, payload []byte) error {
+	return s.broker.Publish(broker.Message{Topic: protocol.HostTopic(host, topic), Payload: payload, Expiry: 15 * time.Second})
+}
+
+// publishEvent tells a workspace's integrations what happened.
+func (s *Server) publishEvent(workspace, kind string, payload []byte) {
+	if err := s.broker.Publish(broker.Message{Topic: protocol.WorkspaceEvent(workspace, kind), Payload: payload}); err != nil {
+		s.log.Warn("publish event", "workspace", workspace, "err", err)
+	}
+}
+
+// dropHost ends the connections of a host that was retired.
+func (s *Server) dropHost(id string) {
+	s.broker.Disconnect(id)
+	s.hub.Drop(id)
+}
+
+// healthRoutes tells load balancers and agents how we are.
+func (s *Server) healthRoutes(api *web.API) {
+	api.Raw(web.Route{Method: http.MethodGet, Path: "/healthz", Action: auth.HealthRead, Summary: "This server runs"},
+		http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") }))
+	api.Raw(web.Route{Method: http.MethodGet, Path: "/readyz", Action: auth.HealthRead, Summary: "This server and its database work"},
+		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+			defer cancel()
+			if err := s.pool.Ping(ctx); err != nil {
+				api.Fail(w, r, errs.E(errs.Unavailable, "The database does not answer.", err))
+				return
+			}
+			fmt.Fprintln(w, "ok")
+		}))
+}
+
+// loginFile is what the first start leaves for the person who installed us.
+type loginFile struct {
+	URL      string `json:"url"`
+	Email    string `json:"email"`
+	Password string `json:"password"`
+}
+
+// firstLogin makes the first platform admin and workspaces, and writes how to
+// log in where only the server's user can read it.
+func (s *Server) firstLogin(ctx context.Context) error {
+	const email = "admin@localhost"
+	first := loginFile{URL: s.cfg.URL, Email: email, Password: rand.Text()}
+	admin, made, err := s.Accounts.Bootstrap(ctx, email, first.Password)
+	if err != nil || !made {
+		return err
+	}
+	system := auth.System("bootstrap")
+	for _, name := range []string{workspace.Library, "default"} {
+		if _, err := s.Workspaces.Create(ctx, system, name, admin.ID); err != nil && errs.KindOf(err) != errs.Conflict {
+			return err
+		}
+	}
+	b, err := json.MarshalIndent(first, "", "  ")
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(s.cfg.DataDir, "first-login.json")
+	if err := os.WriteFile(file, append(b, '\n'), 0o600); err != nil {
+		return fmt.Errorf("write first login: %w", err)
+	}
+	s.log.Info("made the first platform admin", "user", email, "password_in", file)
+	return nil
+}

@@ -1,0 +1,201 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"net/url"
+	"os"
+	"time"
+
+	"github.com/remotegpu/remotegpu/control/keys"
+	"github.com/remotegpu/remotegpu/control/pg"
+)
+
+// identity is how the server shows who it is.
+type identity struct {
+	cert tls.Certificate
+	ca   []byte // PEM that clients must trust; empty: they know it already
+	pin  string // sha256//… of the public key that curl sees, for the install line; empty: not needed
+}
+
+// tlsConfig returns how a listener of the server speaks TLS. HTTP/2 is not
+// among the protocols: it would not carry WebSockets.
+func (id identity) tlsConfig(protocols ...string) *tls.Config {
+	return &tls.Config{Certificates: []tls.Certificate{id.cert}, MinVersion: tls.VersionTLS12, NextProtos: protocols}
+}
+
+// loadIdentity returns the certificate given by files, or one of our own
+// authority, whose key all replicas share in the database.
+func loadIdentity(ctx context.Context, db pg.DB, cfg Config) (identity, error) {
+	switch {
+	case cfg.PlainHTTP:
+		return proxied(cfg)
+	case cfg.TLSCert != "":
+		cert, err := tls.LoadX509KeyPair(cfg.TLSCert, cfg.TLSKey)
+		if err != nil {
+			return identity{}, fmt.Errorf("load certificate: %w", err)
+		}
+		id := identity{cert: cert}
+		if !cfg.PublicCA {
+			id.pin = pin(cert.Leaf)
+			id.ca = chainPEM(cert)
+		}
+		return id, nil
+	}
+	return ownIdentity(ctx, db, cfg)
+}
+
+// proxied is who we are behind a proxy: its certificate is none of ours.
+func proxied(cfg Config) (identity, error) {
+	if cfg.ProxyCA == "" {
+		return identity{}, nil
+	}
+	ca, err := os.ReadFile(cfg.ProxyCA)
+	if err != nil {
+		return identity{}, fmt.Errorf("read the proxy's authority: %w", err)
+	}
+	return identity{ca: ca}, nil
+}
+
+func ownIdentity(ctx context.Context, db pg.DB, cfg Config) (identity, error) {
+	pair, err := keys.Material(ctx, db, keys.CA, newAuthority)
+	if err != nil {
+		return identity{}, err
+	}
+	ca, err := tls.X509KeyPair(pair, pair)
+	if err != nil {
+		return identity{}, fmt.Errorf("read own certificate authority: %w", err)
+	}
+	leafKey, err := keys.Material(ctx, db, "tls", newKey)
+	if err != nil {
+		return identity{}, err
+	}
+	leaf, err := issue(ca, leafKey, names(cfg))
+	if err != nil {
+		return identity{}, fmt.Errorf("issue certificate: %w", err)
+	}
+	return identity{cert: leaf, ca: chainPEM(ca), pin: pin(leaf.Leaf)}, nil
+}
+
+func newKey() ([]byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), err
+}
+
+// clockSlack is how far back a certificate is valid, for hosts whose clock is
+// behind.
+const clockSlack = 48 * time.Hour
+
+func newAuthority() ([]byte, error) {
+	keyPEM, err := newKey()
+	if err != nil {
+		return nil, err
+	}
+	key, err := parseKey(keyPEM)
+	if err != nil {
+		return nil, err
+	}
+	tpl := &x509.Certificate{
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: "RemoteGPU own authority"},
+		NotBefore: time.Now().Add(-clockSlack), NotAfter: time.Now().AddDate(20, 0, 0),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tpl, tpl, key.Public(), key)
+	if err != nil {
+		return nil, err
+	}
+	return append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), keyPEM...), nil
+}
+
+// issue makes the server's certificate anew at every start: its key stays, so
+// pins hold, while names and dates follow the configuration.
+func issue(ca tls.Certificate, keyPEM []byte, hosts []string) (tls.Certificate, error) {
+	key, err := parseKey(keyPEM)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	tpl := &x509.Certificate{
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: hosts[0]},
+		NotBefore: time.Now().Add(-clockSlack), NotAfter: time.Now().AddDate(2, 0, 0),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	for _, h := range hosts {
+		if ip := net.ParseIP(h); ip != nil {
+			tpl.IPAddresses = append(tpl.IPAddresses, ip)
+		} else {
+			tpl.DNSNames = append(tpl.DNSNames, h)
+		}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tpl, ca.Leaf, key.Public(), ca.PrivateKey)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	leaf, err := x509.ParseCertificate(der)
+	return tls.Certificate{Certificate: [][]byte{der, ca.Certificate[0]}, PrivateKey: key, Leaf: leaf}, err
+}
+
+func parseKey(keyPEM []byte) (*ecdsa.PrivateKey, error) {
+	block, _ := pem.Decode(keyPEM)
+	if block == nil {
+		return nil, fmt.Errorf("no key in PEM")
+	}
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	return key.(*ecdsa.PrivateKey), nil
+}
+
+func serial() *big.Int {
+	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		panic(err) // crypto/rand never fails
+	}
+	return n
+}
+
+// names returns what the certificate is for: the URL's host first, then every
+// name and address of this machine.
+func names(cfg Config) []string {
+	u, _ := url.Parse(cfg.URL) // checked in defaults
+	list := []string{u.Hostname(), "localhost", "127.0.0.1", "::1"}
+	if h, err := os.Hostname(); err == nil && h != "" {
+		list = append(list, h)
+	}
+	addrs, _ := net.InterfaceAddrs() // none is no reason not to start
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok && !n.IP.IsLoopback() && !n.IP.IsLinkLocalUnicast() {
+			list = append(list, n.IP.String())
+		}
+	}
+	return list
+}
+
+func pin(leaf *x509.Certificate) string {
+	sum := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
+	return "sha256//" + base64.StdEncoding.EncodeToString(sum[:])
+}
+
+func chainPEM(cert tls.Certificate) []byte {
+	var b bytes.Buffer
+	for _, der := range cert.Certificate {
+		_ = pem.Encode(&b, &pem.Block{Type: "CERTIFICATE", Bytes: der}) // a buffer takes everything
+	}
+	return b.Bytes()
+}

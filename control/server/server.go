@@ -1,0 +1,247 @@
+// Package server wires the modules of the control plane together and runs
+// them.
+//
+// It owns listeners, the certificate, the installer's routes and the order of
+// start and stop; everything else stands in a module. Reading New from top to
+// bottom shows the whole control plane.
+package server
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/remotegpu/remotegpu/broker"
+	"github.com/remotegpu/remotegpu/console"
+	"github.com/remotegpu/remotegpu/control/access"
+	"github.com/remotegpu/remotegpu/control/account"
+	"github.com/remotegpu/remotegpu/control/audit"
+	"github.com/remotegpu/remotegpu/control/auth"
+	"github.com/remotegpu/remotegpu/control/dispatch"
+	"github.com/remotegpu/remotegpu/control/environment"
+	"github.com/remotegpu/remotegpu/control/host"
+	"github.com/remotegpu/remotegpu/control/keys"
+	"github.com/remotegpu/remotegpu/control/pg"
+	"github.com/remotegpu/remotegpu/control/registry"
+	"github.com/remotegpu/remotegpu/control/scheduler"
+	"github.com/remotegpu/remotegpu/control/web"
+	"github.com/remotegpu/remotegpu/control/workspace"
+	"github.com/remotegpu/remotegpu/protocol"
+	"github.com/remotegpu/remotegpu/protocol/tunnel"
+)
+
+// Server is one replica of the control plane.
+type Server struct {
+	cfg      Config
+	log      *slog.Logger
+	private  *pg.Private // nil with an external database
+	pool     *pg.Pool
+	identity identity
+	broker   *broker.Broker
+	api      *web.API
+	handler  http.Handler
+
+	Accounts   *account.Service
+	Workspaces *workspace.Service
+	hosts      *host.Service
+	dispatch   *dispatch.Service
+	scheduler  *scheduler.Service
+	envs       *environment.Service
+	hub        *tunnel.Hub
+	access     *access.Service
+	registry   *registry.Service
+}
+
+// New builds a server: it starts the database when it is ours, brings the
+// schema up to date, loads keys and wires the modules. Run serves.
+func New(ctx context.Context, cfg Config, log *slog.Logger) (*Server, error) {
+	if err := cfg.defaults(); err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, log: log}
+	if err := s.openDatabase(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.wire(ctx); err != nil {
+		s.closeDatabase()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Server) openDatabase(ctx context.Context) (err error) {
+	if err := os.MkdirAll(s.cfg.DataDir, 0o711); err != nil {
+		return fmt.Errorf("make data folder: %w", err)
+	}
+	url := s.cfg.DatabaseURL
+	if url == "" {
+		if s.private, err = pg.StartPrivate(ctx, filepath.Join(s.cfg.DataDir, "postgres"), s.log); err != nil {
+			return err
+		}
+		url = s.private.URL()
+	}
+	if s.pool, err = pg.Open(ctx, url); err != nil {
+		s.closeDatabase()
+	}
+	return err
+}
+
+func (s *Server) closeDatabase() {
+	if s.pool != nil {
+		s.pool.Close()
+	}
+	if s.private != nil {
+		s.private.Close()
+	}
+}
+
+// wire makes every module, in the order in which they need each other.
+func (s *Server) wire(ctx context.Context) (err error) {
+	if s.identity, err = loadIdentity(ctx, s.pool, s.cfg); err != nil {
+		return err
+	}
+	signing, err := keys.Ed25519(ctx, s.pool, keys.Desired)
+	if err != nil {
+		return err
+	}
+	sshKey, err := keys.Ed25519(ctx, s.pool, keys.SSHHost)
+	if err != nil {
+		return err
+	}
+	tokenKey, err := keys.Ed25519(ctx, s.pool, keys.Tokens)
+	if err != nil {
+		return err
+	}
+	s.Accounts = account.New(s.pool)
+	s.Workspaces = workspace.New(s.pool)
+	s.hosts = host.New(s.pool, host.Config{
+		Keys: [][]byte{signing.Public().(ed25519.PublicKey)}, Registry: s.cfg.hostPort(),
+		InstallCommand: s.InstallCommand, Drop: s.dropHost,
+	}, s.log)
+	s.scheduler = scheduler.New(s.pool, s.log)
+	s.envs = environment.New(s.pool, environment.Config{
+		Resolve: s.Workspaces.Resolve, Scheduler: s.scheduler, Registry: s.cfg.hostPort(), Publish: s.publishEvent,
+	}, s.log)
+	if s.broker, err = broker.New(broker.Config{Authenticate: s.mqttPrincipal, Log: s.log}); err != nil {
+		return err
+	}
+	s.dispatch = dispatch.New(s.pool, dispatch.Config{
+		Key: signing, Workloads: s.envs.Workloads, Publish: s.publishToHost, Connected: s.broker.Connected,
+		Hello: s.hosts.Hello, Presence: s.hosts.Presence, HostState: s.hosts.Report, Workload: s.envs.Report,
+	}, s.log)
+	s.broker.Handle(protocol.TopicHello, s.dispatch.Hello)
+	s.broker.Handle(protocol.TopicStatus, s.dispatch.Status)
+	s.broker.Handle(protocol.TopicPresence, s.dispatch.Presence)
+	s.hub = tunnel.NewHub(tunnel.HubConfig{Ask: s.askHost, Online: s.broker.Connected, Log: s.log})
+	s.access, err = access.New(s.pool, access.Config{
+		HostKey: sshKey, Address: s.cfg.SSHAddress, ByKey: s.Accounts.ByKey, Find: s.envs.Find, Hub: s.hub, Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	s.registry, err = registry.New(ctx, s.pool, registry.Config{
+		Dir: filepath.Join(s.cfg.DataDir, "registry"), Secret: tokenKey, User: s.Accounts.BySecret,
+		Host: func(ctx context.Context, jwt string) (auth.Caller, error) {
+			return s.hosts.Authenticate(ctx, jwt, protocol.AudienceRegistry)
+		},
+		Resolve: s.Workspaces.Resolve, Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	s.routes()
+	return s.firstLogin(ctx)
+}
+
+// routes adds every route there is.
+func (s *Server) routes() {
+	s.api = web.New(s.cfg.Version, s.log)
+	s.Accounts.Routes(s.api)
+	s.Workspaces.Routes(s.api)
+	s.hosts.Routes(s.api)
+	s.scheduler.Routes(s.api)
+	s.envs.Routes(s.api)
+	s.access.Routes(s.api)
+	s.registry.Routes(s.api)
+	audit.Routes(s.api, s.pool)
+	s.installRoutes(s.api)
+	s.healthRoutes(s.api)
+	s.api.Raw(web.Route{Method: http.MethodGet, Path: "/mqtt", Action: auth.HealthRead, Summary: "MQTT 5 over WebSocket; CONNECT authenticates"}, s.broker)
+	s.api.Raw(web.Route{Method: http.MethodGet, Path: "/", Action: auth.HealthRead, Summary: "The console"}, console.Handler())
+	s.handler = s.api.Handler(s.authenticate, s.cfg.PlainHTTP)
+}
+
+// Run serves until ctx ends, then lets what is under way finish for a moment.
+func (s *Server) Run(ctx context.Context) error {
+	defer s.closeDatabase()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.serveHTTP(ctx) })
+	g.Go(func() error { return s.serveSSH(ctx) })
+	if s.cfg.MQTTListen != "" {
+		g.Go(func() error { return s.serveMQTT(ctx) })
+	}
+	g.Go(func() error { return audit.Run(ctx, s.pool, s.log) })
+	g.Go(func() error { return s.hosts.Run(ctx) })
+	g.Go(func() error { return s.scheduler.Run(ctx) })
+	g.Go(func() error { return s.envs.Run(ctx) })
+	g.Go(func() error { return s.dispatch.Run(ctx) })
+	s.log.Info("server is up", "url", s.cfg.URL, "ssh", s.cfg.SSHAddress, "key", s.identity.pin, "version", s.cfg.Version)
+	return g.Wait()
+}
+
+func (s *Server) serveHTTP(ctx context.Context) error {
+	l, err := net.Listen("tcp", s.cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("listen for HTTPS: %w", err)
+	}
+	srv := &http.Server{
+		Handler: s.handler, ReadHeaderTimeout: 15 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		BaseContext: func(net.Listener) context.Context { return ctx },
+		ErrorLog:    slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		TLSConfig:   s.identity.tlsConfig("http/1.1"),
+	}
+	stop := context.AfterFunc(ctx, func() {
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		_ = srv.Shutdown(last) // WebSockets end with ctx
+	})
+	defer stop()
+	if s.cfg.PlainHTTP {
+		err = srv.Serve(l)
+	} else {
+		err = srv.ServeTLS(l, "", "")
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+func (s *Server) serveSSH(ctx context.Context) error {
+	l, err := net.Listen("tcp", s.cfg.SSHListen)
+	if err != nil {
+		return fmt.Errorf("listen for SSH: %w", err)
+	}
+	return s.access.Serve(ctx, l)
+}
+
+func (s *Server) serveMQTT(ctx context.Context) error {
+	l, err := net.Listen("tcp", s.cfg.MQTTListen)
+	if err != nil {
+		return fmt.Errorf("listen for MQTT: %w", err)
+	}
+	if !s.cfg.PlainHTTP {
+		l = tls.NewListener(l, s.identity.tlsConfig())
+	}
+	return s.broker.Serve(ctx, l)
+}
