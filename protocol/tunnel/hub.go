@@ -2,10 +2,11 @@ package tunnel
 
 import (
 	"context"
-	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,9 +15,9 @@ import (
 
 // HubConfig is what the control plane's side of the tunnel needs.
 type HubConfig struct {
-	// Ask sends a host the request to dial a stream.
+	// Ask sends a host the request to dial a stream. It may return ErrOffline.
 	Ask func(ctx context.Context, host string, d protocol.Dial) error
-	// Online reports whether a host can be asked at all.
+	// Online reports whether a host can be asked at all; nil: Ask will tell.
 	Online     func(host string) bool
 	MaxPerHost int // streams open at a time; 0: 512
 	MaxPerUser int // 0: 256
@@ -26,7 +27,8 @@ type HubConfig struct {
 const (
 	askTimeout   = 15 * time.Second
 	hedgeAfter   = 2 * time.Second // a spare that is silent for so long may be dead
-	hubMaxSpares = 2 * maxSpares
+	spareTimeout = 5 * time.Second // and after so long more is taken for it
+	hubMaxSpares = 2 * maxSpares   // of one host
 )
 
 // Hub is the control plane's side: it takes in what agents dial and opens
@@ -36,28 +38,10 @@ type Hub struct {
 
 	mu     sync.Mutex // guards what follows
 	spares map[string][]*spare
-	asked  map[string]ask // by token
-	byHost map[string]int // open streams
+	asked  map[string]*ask               // by token
+	open   map[string]map[*Conn]struct{} // streams, by host
+	byHost map[string]int                // streams open and being opened
 	byUser map[string]int
-}
-
-// ask is a stream that a host was asked for.
-type ask struct {
-	host string
-	got  chan *spare // of one
-}
-
-// spare is a connection without a stream yet. Something reads it from the
-// start, so that its end is noticed and pings are answered; what comes first
-// is the answer to the header.
-type spare struct {
-	conn  *Conn
-	first chan message // of one
-}
-
-type message struct {
-	data []byte
-	err  error
 }
 
 // NewHub returns a hub.
@@ -68,26 +52,21 @@ func NewHub(cfg HubConfig) *Hub {
 	if cfg.MaxPerUser == 0 {
 		cfg.MaxPerUser = 256
 	}
-	return &Hub{cfg: cfg, spares: map[string][]*spare{}, asked: map[string]ask{}, byHost: map[string]int{}, byUser: map[string]int{}}
+	return &Hub{
+		cfg: cfg, spares: map[string][]*spare{}, asked: map[string]*ask{},
+		open: map[string]map[*Conn]struct{}{}, byHost: map[string]int{}, byUser: map[string]int{},
+	}
 }
 
 // Accept takes a connection that host, already authenticated, has dialled.
 func (h *Hub) Accept(host string, w http.ResponseWriter, r *http.Request) {
-	token := r.Header.Get(protocol.StreamTokenHeader)
-	var waiting ask
-	h.mu.Lock()
-	full := token == "" && len(h.spares[host]) >= hubMaxSpares
-	if token != "" {
-		var known bool
-		if waiting, known = h.asked[token]; !known || waiting.host != host {
-			h.mu.Unlock()
+	var a *ask
+	if token := r.Header.Get(protocol.StreamTokenHeader); token != "" {
+		if a = h.redeem(host, token); a == nil {
 			http.Error(w, "stream token is unknown, used or expired", http.StatusForbidden)
 			return
 		}
-		delete(h.asked, token) // single use
-	}
-	h.mu.Unlock()
-	if full {
+	} else if h.count(host) >= hubMaxSpares {
 		http.Error(w, "enough spare connections", http.StatusTooManyRequests)
 		return
 	}
@@ -97,97 +76,107 @@ func (h *Hub) Accept(host string, w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s := &spare{conn: conn, first: make(chan message, 1)}
-	if token != "" {
-		go s.watch()
-		waiting.got <- s
-		return
-	}
-	h.mu.Lock()
-	h.spares[host] = append(h.spares[host], s)
-	h.mu.Unlock()
-	go func() {
-		s.watch()
-		h.drop(host, s)
-	}()
+	h.deliver(host, a, s)
+	go h.watch(host, s)
 }
 
-func (s *spare) watch() {
-	data, err := s.conn.ReadMessage(maxHead)
-	if err != nil {
-		s.conn.Close()
-	}
-	s.first <- message{data, err}
+// Online reports whether a stream to host has a chance.
+func (h *Hub) Online(host string) bool {
+	return h.count(host) > 0 || h.cfg.Online == nil || h.cfg.Online(host)
 }
 
-// drop takes a spare that ended by itself out of the list.
-func (h *Hub) drop(host string, s *spare) {
+// count returns how many spares host has.
+func (h *Hub) count(host string) int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	list := h.spares[host]
-	for i, other := range list {
-		if other == s {
-			h.spares[host] = append(list[:i:i], list[i+1:]...)
-		}
-	}
-	if len(h.spares[host]) == 0 {
-		delete(h.spares, host)
-	}
-}
-
-// take returns the youngest spare, which is the least likely to be dead.
-func (h *Hub) take(host string) *spare {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	list := h.spares[host]
-	if len(list) == 0 {
-		return nil
-	}
-	s := list[len(list)-1]
-	if h.spares[host] = list[:len(list)-1]; len(list) == 1 {
-		delete(h.spares, host)
-	}
-	return s
+	return len(h.spares[host])
 }
 
 // Open opens a stream to host. It fails with ErrOffline at once when the host
 // is not there, with ErrLimit at a cap, and with *Refused when the agent says
 // no.
 func (h *Hub) Open(ctx context.Context, host string, head protocol.StreamHeader) (*Conn, error) {
-	if err := h.count(host, head.User, 1); err != nil {
-		return nil, err
-	}
-	conn, err := h.open(ctx, host, head)
+	b, err := protocol.Marshal(head)
 	if err != nil {
-		_ = h.count(host, head.User, -1) // giving back never fails
+		return nil, fmt.Errorf("encode stream header: %w", err)
+	}
+	if err := h.reserve(host, head.User); err != nil {
 		return nil, err
 	}
+	conn, err := h.connect(ctx, host, b)
+	if err != nil {
+		h.release(host, head.User, nil)
+		return nil, err
+	}
+	conn.onClose = func() { h.release(host, head.User, conn) }
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.open[host] == nil {
+		h.open[host] = map[*Conn]struct{}{}
+	}
+	h.open[host][conn] = struct{}{}
 	return conn, nil
 }
 
-func (h *Hub) open(ctx context.Context, host string, head protocol.StreamHeader) (*Conn, error) {
-	b, err := protocol.Marshal(head)
-	if err != nil {
-		return nil, err
-	}
-	release := func() { _ = h.count(host, head.User, -1) }
+// connect tries spares until one answers. One that is dead is noticed at once
+// or, when a NAT has forgotten it, by its silence; then a fresh one is asked for.
+func (h *Hub) connect(ctx context.Context, host string, head []byte) (*Conn, error) {
 	for s := h.take(host); s != nil; s = h.take(host) {
-		if s.conn.WriteMessage(b) != nil {
-			s.conn.Close()
-			continue
-		}
-		select {
-		case m := <-s.first:
-			if m.err == nil {
-				return s.opened(m.data, release)
-			}
-			s.conn.Close() // it was dead; the next one
-		case <-time.After(hedgeAfter):
-			return h.hedge(ctx, host, b, s, release)
-		case <-ctx.Done():
-			s.conn.Close()
-			return nil, ctx.Err()
+		conn, err := s.start(ctx, head, hedgeAfter)
+		switch {
+		case errors.Is(err, errSilent):
+			return h.hedge(ctx, host, head, s)
+		case !errors.Is(err, errDead):
+			return conn, err
 		}
 	}
+	return h.fresh(ctx, host, head)
+}
+
+// hedge asks for a fresh connection while a silent spare may still answer; the
+// one that answers first is the stream.
+func (h *Hub) hedge(ctx context.Context, host string, head []byte, silent *spare) (*Conn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type result struct {
+		conn *Conn
+		err  error
+	}
+	results := make(chan result, 2)
+	go func() {
+		conn, err := silent.await(ctx, spareTimeout)
+		if err != nil {
+			silent.conn.Close()
+		}
+		results <- result{conn, err}
+	}()
+	go func() {
+		conn, err := h.fresh(ctx, host, head)
+		results <- result{conn, err}
+	}()
+	first := <-results
+	if first.err == nil || isRefused(first.err) {
+		go func() { // whatever the other becomes is not needed
+			if other := <-results; other.conn != nil {
+				other.conn.Close()
+			}
+		}()
+		return first.conn, first.err
+	}
+	second := <-results
+	if second.err != nil && (errors.Is(second.err, errSilent) || errors.Is(second.err, errDead)) {
+		return nil, first.err // it says more
+	}
+	return second.conn, second.err
+}
+
+func isRefused(err error) bool {
+	var r *Refused
+	return errors.As(err, &r)
+}
+
+// fresh opens a stream on a connection that the host is asked for.
+func (h *Hub) fresh(ctx context.Context, host string, head []byte) (*Conn, error) {
 	if h.cfg.Online != nil && !h.cfg.Online(host) {
 		return nil, ErrOffline
 	}
@@ -195,139 +184,72 @@ func (h *Hub) open(ctx context.Context, host string, head protocol.StreamHeader)
 	if err != nil {
 		return nil, err
 	}
-	return s.start(ctx, b, release)
-}
-
-// hedge asks for a fresh connection while a silent spare may still answer; the
-// one that answers first is the stream.
-func (h *Hub) hedge(ctx context.Context, host string, head []byte, silent *spare, release func()) (*Conn, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	type opened struct {
-		conn *Conn
-		err  error
-	}
-	fresh := make(chan opened, 1)
-	go func() {
-		s, err := h.ask(ctx, host)
-		if err != nil {
-			fresh <- opened{nil, err}
-			return
-		}
-		conn, err := s.start(ctx, head, release)
-		fresh <- opened{conn, err}
-	}()
-	select {
-	case m := <-silent.first:
-		if m.err == nil {
-			go func() { // whatever the other becomes is not needed
-				if o := <-fresh; o.conn != nil {
-					o.conn.onClose = nil
-					o.conn.Close()
-				}
-			}()
-			return silent.opened(m.data, release)
-		}
-		o := <-fresh
-		return o.conn, o.err
-	case o := <-fresh:
-		silent.conn.Close()
-		return o.conn, o.err
-	}
-}
-
-// ask gets a connection by asking the host to dial one.
-func (h *Hub) ask(ctx context.Context, host string) (*spare, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	token := rand.Text()
-	waiting := ask{host: host, got: make(chan *spare, 1)}
-	h.mu.Lock()
-	h.asked[token] = waiting
-	spares := min(maxSpares, 1+h.byHost[host]/2)
-	h.mu.Unlock()
-	defer func() {
-		h.mu.Lock()
-		delete(h.asked, token)
-		h.mu.Unlock()
-	}()
-	for again := time.Second; ; again *= 2 { // MQTT at QoS 0 may lose one
-		d := protocol.Dial{Version: protocol.Version, Token: token, Expires: time.Now().Add(askTimeout).Unix(), Spares: uint32(spares)}
-		if err := h.cfg.Ask(ctx, host, d); err != nil {
-			return nil, fmt.Errorf("ask host for a stream: %w", err)
-		}
-		select {
-		case s := <-waiting.got:
-			return s, nil
-		case <-time.After(again):
-		case <-ctx.Done():
-			select { // it may have come in the last moment
-			case s := <-waiting.got:
-				s.conn.Close()
-			default:
-			}
-			return nil, ctx.Err()
-		}
-	}
-}
-
-// start sends the header on a connection that was asked for and waits for the
-// answer.
-func (s *spare) start(ctx context.Context, head []byte, release func()) (*Conn, error) {
-	if err := s.conn.WriteMessage(head); err != nil {
-		s.conn.Close()
-		return nil, err
-	}
-	select {
-	case m := <-s.first:
-		if m.err != nil {
-			s.conn.Close()
-			return nil, m.err
-		}
-		return s.opened(m.data, release)
-	case <-ctx.Done():
-		s.conn.Close()
-		return nil, ctx.Err()
-	}
-}
-
-// opened reads the agent's answer.
-func (s *spare) opened(reply []byte, release func()) (*Conn, error) {
-	var r protocol.StreamReply
-	err := protocol.Unmarshal(reply, &r)
-	if err == nil && r.Code != "" {
-		err = &Refused{r.Code, r.Message}
-	}
+	conn, err := s.start(ctx, head, askTimeout)
 	if err != nil {
 		s.conn.Close()
-		return nil, err
 	}
-	s.conn.onClose = release
-	return s.conn, nil
+	return conn, err
 }
 
-// count adds to the streams of a host and a user, within their caps.
-func (h *Hub) count(host, user string, n int) error {
+// reserve counts a stream of a host and a user, within their caps.
+func (h *Hub) reserve(host, user string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
-	case n > 0 && h.byHost[host] >= h.cfg.MaxPerHost:
+	case h.byHost[host] >= h.cfg.MaxPerHost:
 		return fmt.Errorf("%w to this host: at most %d at a time", ErrLimit, h.cfg.MaxPerHost)
-	case n > 0 && h.byUser[user] >= h.cfg.MaxPerUser:
-		return fmt.Errorf("%w for you: at most %d at a time", ErrLimit, h.cfg.MaxPerUser)
+	case h.byUser[user] >= h.cfg.MaxPerUser:
+		return fmt.Errorf("%w for this user: at most %d at a time", ErrLimit, h.cfg.MaxPerUser)
 	}
-	if h.byHost[host] += n; h.byHost[host] == 0 {
-		delete(h.byHost, host)
-	}
-	if h.byUser[user] += n; h.byUser[user] == 0 {
-		delete(h.byUser, user)
-	}
+	h.byHost[host]++
+	h.byUser[user]++
 	return nil
 }
 
-// Drop closes the spare connections of a host, as when it is retired.
-func (h *Hub) Drop(host string) {
+func (h *Hub) release(host, user string, conn *Conn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.byHost[host]--; h.byHost[host] == 0 {
+		delete(h.byHost, host)
+	}
+	if h.byUser[user]--; h.byUser[user] == 0 {
+		delete(h.byUser, user)
+	}
+	if delete(h.open[host], conn); len(h.open[host]) == 0 {
+		delete(h.open, host)
+	}
+}
+
+// Drop ends everything of a host, as when it is retired.
+func (h *Hub) Drop(host string) { h.drop(host, errors.New("the host may not be used any more")) }
+
+func (h *Hub) drop(host string, why error) {
 	for s := h.take(host); s != nil; s = h.take(host) {
 		s.conn.Close()
+	}
+	h.mu.Lock()
+	var streams []*Conn
+	for conn := range h.open[host] {
+		streams = append(streams, conn)
+	}
+	h.mu.Unlock()
+	for _, conn := range streams {
+		conn.CloseWithError(why) // it calls release
+	}
+}
+
+// Close drops all hosts, as when the server stops.
+func (h *Hub) Close() {
+	h.mu.Lock()
+	var hosts []string
+	for host := range h.spares {
+		hosts = append(hosts, host)
+	}
+	for host := range h.open {
+		hosts = append(hosts, host)
+	}
+	h.mu.Unlock()
+	for _, host := range slices.Compact(slices.Sorted(slices.Values(hosts))) {
+		h.drop(host, errors.New("the server is stopping"))
 	}
 }

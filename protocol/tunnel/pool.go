@@ -17,6 +17,7 @@ type PoolConfig struct {
 	// Dial opens a WebSocket at the control plane; token is empty for a spare.
 	Dial func(ctx context.Context, token string) (*Conn, error)
 	// Serve writes the StreamReply and then moves bytes until the stream ends.
+	// The pool closes the stream after it, cleanly.
 	Serve      func(ctx context.Context, c *Conn, h protocol.StreamHeader)
 	MaxStreams int // open at a time; 0: 1024
 	Log        *slog.Logger
@@ -26,8 +27,10 @@ const (
 	maxSpares     = 8
 	maxAnswers    = 64 // dials under way for requests
 	busyFor       = time.Minute
+	lookEvery     = 10 * time.Second
 	backoffMin    = 500 * time.Millisecond
 	backoffMax    = 60 * time.Second
+	lostAfter     = 4 // failures that a lost spare counts for at least: up to 8 s
 	headerTimeout = 15 * time.Second
 )
 
@@ -38,13 +41,15 @@ type Pool struct {
 	answers chan struct{}
 	wake    chan struct{}
 
-	mu       sync.Mutex      // guards what follows
-	ctx      context.Context // of Run; nil before
-	idle     int             // spares that wait for a header, or are being dialled
-	active   int             // streams being served
-	want     int             // spares that control asked for
-	usedAt   time.Time       // last stream
-	failures int             // dials that failed in a row
+	mu       sync.Mutex          // guards what follows
+	ctx      context.Context     // of Run; nil before
+	spares   map[*Conn]struct{}  // that wait for a header
+	dialling int                 // spares to be
+	tokens   map[string]struct{} // being answered
+	active   int                 // streams being served
+	want     int                 // spares that control asked for
+	usedAt   time.Time           // last stream
+	failures int                 // in a row
 	retryAt  time.Time
 }
 
@@ -53,7 +58,10 @@ func NewPool(cfg PoolConfig) *Pool {
 	if cfg.MaxStreams == 0 {
 		cfg.MaxStreams = 1024
 	}
-	return &Pool{cfg: cfg, answers: make(chan struct{}, maxAnswers), wake: make(chan struct{}, 1)}
+	return &Pool{
+		cfg: cfg, answers: make(chan struct{}, maxAnswers), wake: make(chan struct{}, 1),
+		spares: map[*Conn]struct{}{}, tokens: map[string]struct{}{},
+	}
 }
 
 // Run keeps spares until ctx ends. It returns nil.
@@ -62,32 +70,41 @@ func (p *Pool) Run(ctx context.Context) error {
 	p.ctx = ctx
 	p.mu.Unlock()
 	for ctx.Err() == nil {
-		wait := p.fill(ctx)
+		wait := time.NewTimer(p.fill(ctx))
 		select {
 		case <-ctx.Done():
 		case <-p.wake:
-		case <-time.After(wait):
+		case <-wait.C:
 		}
+		wait.Stop()
 	}
 	return nil
 }
 
-// fill starts the spares that are missing, one at a time after failures, and
-// returns when to look again.
+// fill makes the spares that are missing, one at a time after failures, closes
+// those that are too many, and returns when to look again.
 func (p *Pool) fill(ctx context.Context) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if wait := time.Until(p.retryAt); wait > 0 {
-		return wait
+	target := p.target()
+	for c := range p.spares {
+		if len(p.spares) <= target {
+			break
+		}
+		delete(p.spares, c)
+		c.Close() // a header that is on its way finds it dead, and another way
 	}
-	for p.idle < p.target() {
-		p.idle++
+	if wait := time.Until(p.retryAt); wait > 0 {
+		return min(wait, lookEvery)
+	}
+	for len(p.spares)+p.dialling < target {
+		p.dialling++
 		go p.spare(ctx)
 		if p.failures > 0 {
 			break // one try shows whether the server is back
 		}
 	}
-	return 10 * time.Second
+	return lookEvery
 }
 
 // target needs mu.
@@ -101,42 +118,50 @@ func (p *Pool) target() int {
 // spare dials a connection and waits for its header, for as long as it lives.
 func (p *Pool) spare(ctx context.Context) {
 	c, err := p.cfg.Dial(ctx, "")
+	p.mu.Lock()
+	p.dialling--
+	if err == nil {
+		p.spares[c] = struct{}{}
+	}
+	p.mu.Unlock()
 	if err != nil {
-		p.failed(err)
+		p.failed(1, "dial a spare connection", err)
 		return
 	}
-	stop := context.AfterFunc(ctx, func() { c.Close() })
-	defer stop()
-	p.mu.Lock()
-	p.failures = 0
-	p.mu.Unlock()
+	defer context.AfterFunc(ctx, func() { c.Close() })()
+	p.kick() // after a failure, more may be missing
+	since := time.Now()
 	head, err := c.ReadMessage(maxHead)
 	p.mu.Lock()
-	p.idle--
-	p.mu.Unlock()
-	p.kick()
-	if err != nil {
-		c.Close()
-		p.cfg.Log.Debug("spare connection ended", "err", err)
-		return
+	_, mine := p.spares[c] // or fill has closed it
+	delete(p.spares, c)
+	if err == nil || time.Since(since) > deadAfter {
+		p.failures = 0
 	}
-	p.serve(ctx, c, head)
+	p.mu.Unlock()
+	switch {
+	case err == nil:
+		p.serve(ctx, c, head)
+	case mine:
+		c.Close()
+		p.failed(lostAfter, "keep a spare connection", err)
+	}
 }
 
-// failed notes a dial that failed and sets when to try again: full jitter, so
-// that a fleet does not come back in step.
-func (p *Pool) failed(err error) {
+// failed sets when to try again: full jitter, so that a fleet does not come
+// back in step. A spare that was lost counts for more than a dial that failed:
+// all hosts lose theirs in the moment in which a server stops.
+func (p *Pool) failed(least int, doing string, err error) {
 	p.mu.Lock()
-	p.idle--
 	p.failures++
-	most := min(backoffMax, backoffMin<<min(p.failures, 10))
-	wait := backoffMin/2 + rand.N(most)
-	p.retryAt = time.Now().Add(wait)
 	first := p.failures == 1
+	most := min(backoffMax, backoffMin<<min(max(p.failures, least), 10))
+	p.retryAt = time.Now().Add(backoffMin + rand.N(most-backoffMin))
+	over := p.ctx == nil || p.ctx.Err() != nil
 	p.mu.Unlock()
 	p.kick()
-	if first {
-		p.cfg.Log.Warn("tunnel cannot be dialled, trying on", "err", err)
+	if first && !over {
+		p.cfg.Log.Warn("tunnel is interrupted, trying on", "doing", doing, "err", err)
 	}
 }
 
@@ -148,77 +173,112 @@ func (p *Pool) kick() {
 }
 
 // Request answers control's wish for a stream. It never blocks; what is
-// expired or too much is dropped, and control asks again.
+// expired, known or too much is dropped, and control asks again.
 func (p *Pool) Request(d protocol.Dial) {
+	if d.Expires != 0 && time.Now().Unix() > d.Expires {
+		return
+	}
 	p.mu.Lock()
 	ctx := p.ctx
 	p.want = int(min(d.Spares, maxSpares))
 	p.usedAt = time.Now()
+	_, known := p.tokens[d.Token]
+	if ok := ctx != nil && d.Token != "" && !known; !ok {
+		p.mu.Unlock()
+		p.kick()
+		return
+	}
+	p.tokens[d.Token] = struct{}{}
 	p.mu.Unlock()
 	p.kick()
-	if ctx == nil || d.Token == "" {
-		return
-	}
 	select {
 	case p.answers <- struct{}{}:
+		go p.answer(ctx, d.Token)
 	default:
+		p.forget(d.Token)
 		p.cfg.Log.Warn("too many requests for streams at once, one was dropped")
-		return
 	}
-	go func() {
-		defer func() { <-p.answers }()
-		p.answer(ctx, d.Token)
-	}()
+}
+
+func (p *Pool) forget(token string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.tokens, token)
 }
 
 func (p *Pool) answer(ctx context.Context, token string) {
-	c, err := p.cfg.Dial(ctx, token)
+	head, c, err := p.dialFor(ctx, token)
+	p.forget(token)
+	<-p.answers // it bounds dialling, MaxStreams what is served
 	if err != nil {
 		p.cfg.Log.Warn("dial a stream that was asked for", "err", err)
 		return
 	}
-	guard := time.AfterFunc(headerTimeout, func() { c.Close() })
-	head, err := c.ReadMessage(maxHead)
-	if !guard.Stop() || err != nil {
-		c.Close()
-		return
+	p.serve(ctx, c, head)
+}
+
+func (p *Pool) dialFor(ctx context.Context, token string) ([]byte, *Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, headerTimeout)
+	defer cancel()
+	c, err := p.cfg.Dial(ctx, token)
+	if err != nil {
+		return nil, nil, err
 	}
-	go p.serve(ctx, c, head) // answers bounds dialling, MaxStreams what is served
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	head, err := c.ReadMessage(maxHead)
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		c.Close()
+		return nil, nil, err
+	}
+	return head, c, nil
 }
 
 // serve hands one stream over and closes it after.
 func (p *Pool) serve(ctx context.Context, c *Conn, head []byte) {
 	defer c.Close()
-	stop := context.AfterFunc(ctx, func() { c.CloseWithError(errors.New("the agent is stopping")) })
-	defer stop()
+	defer context.AfterFunc(ctx, func() { c.CloseWithError(errors.New("the agent is stopping")) })()
 	var h protocol.StreamHeader
 	if err := protocol.Unmarshal(head, &h); err != nil {
 		c.CloseWithError(err)
 		return
 	}
-	p.mu.Lock()
-	full := p.active >= p.cfg.MaxStreams
-	if !full {
-		p.active++
-		p.usedAt = time.Now()
-	}
-	p.mu.Unlock()
-	if full {
-		_ = Reply(c, protocol.ReplyLimit, fmt.Sprintf("This host serves %d streams already; close some and try again.", p.cfg.MaxStreams))
+	if !p.begin() {
+		err := Reply(c, protocol.ReplyLimit, fmt.Sprintf("This host serves %d streams already; close some and try again.", p.cfg.MaxStreams))
+		if err != nil {
+			c.CloseWithError(err)
+		}
 		return
 	}
-	p.kick()
+	defer p.end()
 	p.cfg.Serve(ctx, c, h)
+}
+
+func (p *Pool) begin() bool {
 	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.active >= p.cfg.MaxStreams {
+		return false
+	}
+	p.active++
+	p.usedAt = time.Now()
+	p.kick()
+	return true
+}
+
+func (p *Pool) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.active--
-	p.mu.Unlock()
 }
 
 // Reply answers a stream's header: an empty code opens it.
 func Reply(c *Conn, code, message string) error {
 	b, err := protocol.Marshal(protocol.StreamReply{Version: protocol.Version, Code: code, Message: message})
 	if err != nil {
-		return err
+		return fmt.Errorf("encode stream reply: %w", err)
 	}
 	return c.WriteMessage(b)
 }

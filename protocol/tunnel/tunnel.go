@@ -12,21 +12,33 @@
 //	"ping" "pong"  every 15 s both ways, as data, because middleboxes cut what
 //	               carries only WebSocket pings
 //
-// The first binary message each way is a StreamHeader and a StreamReply.
+// Close code 1000 is a clean end of both directions, any other an abort with
+// its reason. The first binary message each way is a StreamHeader and a
+// StreamReply.
+//
+//	agent (Pool)                       control plane (Hub)
+//	  | dial, no token: a spare ---------->| kept warm
+//	  |<---------------------- header -----| Open takes a spare
+//	  | reply, bytes <-------------------->|
+//	  | dial, no token: the next spare --->|
+//	  |                                    | Open finds no spare, or it is silent:
+//	  |<== Dial with a token over MQTT ====| Ask, again after 1, 2, 4 s
+//	  | dial with the token -------------->| single use, of this host alone
+//	  |<---------------------- header -----|
 package tunnel
 
 import (
 	"errors"
 	"time"
-
-	"github.com/gorilla/websocket"
 )
 
 const (
 	pingEvery = 15 * time.Second
 	deadAfter = 45 * time.Second
 	bufSize   = 64 << 10 // 4 KiB, the library's default, carries a third as much
-	writeWait = 30 * time.Second
+
+	lingerFor  = 20 * time.Second // after a close, without a sign of life of a peer that still reads
+	lingerMost = 2 * time.Minute
 
 	textEOF  = "eof"
 	textPing = "ping"
@@ -34,6 +46,10 @@ const (
 	maxText  = 64       // bytes of a control message
 	maxHead  = 64 << 10 // bytes of a header or reply
 	maxData  = 1 << 20  // bytes of a data message
+
+	// maxControls is how many control messages may come in a row: those of days
+	// wait when a reader has paused for long, more is a flood.
+	maxControls = 1 << 16
 )
 
 // ErrOffline says that a host has no connection to this control plane.
@@ -50,6 +66,7 @@ type Refused struct {
 
 func (r *Refused) Error() string { return "host refuses the stream: " + r.Message }
 
-// clean is how a WebSocket ends when both sides have said all; anything else
-// is an abort.
-var clean = websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
+// Aborted is the end of a stream that the peer ended by CloseWithError.
+type Aborted struct{ Reason string }
+
+func (a *Aborted) Error() string { return "stream aborted by peer: " + a.Reason }

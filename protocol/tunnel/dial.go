@@ -1,0 +1,79 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/gorilla/websocket"
+)
+
+// DialConfig says where and how to dial.
+type DialConfig struct {
+	URL    string // wss://…
+	Header http.Header
+	TLS    *tls.Config
+	Proxy  func(*http.Request) (*url.URL, error) // nil: none
+}
+
+const handshakeTimeout = 20 * time.Second
+
+var writeBufs = sync.Pool{} // shared by all connections; held during a write alone
+
+// Rejected is an HTTP answer that is no WebSocket.
+type Rejected struct {
+	Status int
+	Body   string // at most 4 KiB of it
+}
+
+func (r *Rejected) Error() string {
+	return fmt.Sprintf("server answers %d: %s", r.Status, r.Body)
+}
+
+// Dial opens a WebSocket.
+func Dial(ctx context.Context, cfg DialConfig) (*Conn, error) {
+	d := websocket.Dialer{
+		Proxy: cfg.Proxy, TLSClientConfig: cfg.TLS, HandshakeTimeout: handshakeTimeout,
+		ReadBufferSize: bufSize, WriteBufferSize: bufSize, WriteBufferPool: &writeBufs,
+	}
+	ws, resp, err := d.DialContext(ctx, cfg.URL, cfg.Header)
+	if err != nil {
+		if resp != nil && errors.Is(err, websocket.ErrBadHandshake) {
+			body, _ := io.ReadAll(io.LimitReader(resp.Body, 4096)) // what came is enough
+			return nil, &Rejected{resp.StatusCode, string(body)}
+		}
+		return nil, fmt.Errorf("dial %s: %w", cfg.URL, err)
+	}
+	return newConn(ws), nil
+}
+
+var upgrader = websocket.Upgrader{
+	ReadBufferSize: bufSize, WriteBufferSize: bufSize, WriteBufferPool: &writeBufs,
+	HandshakeTimeout: handshakeTimeout, CheckOrigin: sameOriginOrNone,
+}
+
+// sameOriginOrNone lets programs in, which send no Origin, and pages of this
+// server; a page of another site could otherwise ride on a cookie.
+func sameOriginOrNone(r *http.Request) bool {
+	origin := r.Header.Get("Origin")
+	if origin == "" {
+		return true
+	}
+	u, err := url.Parse(origin)
+	return err == nil && u.Host == r.Host
+}
+
+// Upgrade answers a request with a WebSocket. When it fails it has answered.
+func Upgrade(w http.ResponseWriter, r *http.Request) (*Conn, error) {
+	ws, err := upgrader.Upgrade(w, r, nil)
+	if err != nil {
+		return nil, fmt.Errorf("upgrade to WebSocket: %w", err)
+	}
+	return newConn(ws), nil
+}
