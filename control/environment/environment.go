@@ -20,6 +20,7 @@ package environment
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/remotegpu/remotegpu/control/errs"
@@ -65,6 +66,7 @@ type Environment struct {
 
 	Generation       uint64 `db:"generation" json:"-"`        // of the host's document that carries the last change
 	ReportedRevision uint64 `db:"reported_revision" json:"-"` // of the container that exists
+	Bytes            int    `db:"document_bytes" json:"-"`    // about what it takes in its host's document
 	Placed           bool   `db:"placed" json:"-"`            // holds an allocation
 	WaitsFor         string `db:"waits_for" json:"-"`         // the scheduler's sentence while it waits; else empty
 	HostState        string `db:"host_state" json:"-"`        // hostUp, hostAway …; empty without a host
@@ -134,7 +136,7 @@ func sentence(s string) string {
 	if s == "" {
 		return ""
 	}
-	return s + ". "
+	return strings.TrimSuffix(s, ".") + ". "
 }
 
 // operation is what a person does to an environment.
@@ -247,21 +249,30 @@ func (e *Environment) request() scheduler.Request {
 	}
 }
 
-// workload is the environment in its host's document.
+// workload is the environment in its host's document. What does not run is
+// kept short there.
 func (e *Environment) workload() protocol.Workload {
 	w := protocol.Workload{
 		ID: e.ID, Revision: e.Revision, Name: e.Name, Workspace: e.Workspace, Want: wantStopped,
-		Image: e.Image, Command: e.Command, Env: e.Env, User: e.User, Workdir: e.Workdir,
-		Restart: e.Restart, PullAuth: builtIn(e.Image),
+		Image: e.Image, User: e.User, Workdir: e.Workdir, Restart: e.Restart, PullAuth: builtIn(e.Image),
 		Limits: protocol.Limits{MilliCPU: e.Resources.MilliCPU, Memory: e.Resources.Memory, Pids: e.Resources.Pids, Shm: e.Resources.Shm, Disk: e.Resources.Disk},
 	}
 	if e.effective() == wantRunning {
-		w.Want, w.GPUs = wantRunning, e.GPUs
-	} else {
-		w.Command, w.Env = nil, nil // nobody needs them, and documents are to be small
-	}
-	for _, m := range e.Mounts {
-		w.Mounts = append(w.Mounts, protocol.Mount{Target: m.Target, Volume: m.Volume})
+		w.Want, w.GPUs, w.Command, w.Env = wantRunning, e.GPUs, e.Command, e.Env
+		for _, m := range e.Mounts {
+			w.Mounts = append(w.Mounts, protocol.Mount{Target: m.Target, Volume: m.Volume})
+		}
 	}
 	return w
+}
+
+// documentBytes is about what e takes in its host's document while it runs.
+func (e *Environment) documentBytes() (int, error) {
+	running := *e
+	running.Want, running.Placed, running.HostState = wantRunning, true, hostUp
+	for range e.Resources.GPUs {
+		running.GPUs = append(running.GPUs, strings.Repeat("x", 48)) // "GPU-" and a UUID, or a longer one
+	}
+	b, err := protocol.Marshal(running.workload())
+	return len(b), err
 }

@@ -68,6 +68,9 @@ func (s *Service) Create(ctx context.Context, c auth.Caller, workspace string, s
 		return Environment{}, errs.E(errs.Denied, "Only an admin of the workspace may give a priority; leave it out, or ask one.")
 	}
 	e := spec.environment(protocol.NewID(protocol.PrefixEnvironment), ws, c)
+	if e.Bytes, err = e.documentBytes(); err != nil {
+		return Environment{}, fmt.Errorf("measure environment: %w", err)
+	}
 	err = pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
 		if err := insert(ctx, tx, &e); err != nil {
 			return err
@@ -100,8 +103,15 @@ func (s *Service) Create(ctx context.Context, c auth.Caller, workspace string, s
 
 // place asks for a host and notes where e goes, or what it waits for.
 func (s *Service) place(ctx context.Context, tx pg.Tx, e *Environment) (scheduler.Decision, error) {
-	waited := e.WaitsFor
-	d, err := s.cfg.Scheduler.Place(ctx, tx, e.request())
+	waited, r := e.WaitsFor, e.request()
+	if e.Host == "" {
+		full, err := fullDocuments(ctx, tx, e.Bytes)
+		if err != nil {
+			return scheduler.Decision{}, err
+		}
+		r.Avoid = full
+	}
+	d, err := s.cfg.Scheduler.Place(ctx, tx, r)
 	if err != nil {
 		return d, fmt.Errorf("place environment: %w", err)
 	}

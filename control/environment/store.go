@@ -18,7 +18,7 @@ const query = `select e.id, e.workspace_id, e.name, e.owner_id, e.image, e.comma
 	e.affinity, e.prefer, e.restart, e.priority, e.host_id, coalesce(h.name, '') host_name,
 	array(select g.gpu from gpu_allocations g left join gpus p on p.uuid = g.gpu where g.workload = e.id order by p.index, g.gpu) gpus,
 	e.revision, e.want, e.created_at, e.changed_at, e.phase, e.message, e.pid, e.started_at, e.exit_code, e.restarts, e.retry_at,
-	e.pulled, e.pull_total, e.address, e.generation, e.reported_revision, a.workload is not null placed, coalesce(q.summary, '') waits_for,
+	e.pulled, e.pull_total, e.address, e.generation, e.reported_revision, e.document_bytes, a.workload is not null placed, coalesce(q.summary, '') waits_for,
 	case when e.host_id = '' then '' when h.id is null or h.state = 'retired' then 'gone' when not h.online then 'away'
 	     when h.state in ('draining', 'maintenance') then 'drained' else 'up' end host_state
 	from environments e left join hosts h on h.id = e.host_id left join host_allocations a on a.workload = e.id
@@ -77,10 +77,10 @@ func lockHost(ctx context.Context, tx pg.Tx, host string) ([]Environment, error)
 
 func insert(ctx context.Context, tx pg.Tx, e *Environment) error {
 	_, err := tx.Exec(ctx, `insert into environments (id, workspace_id, name, owner_id, image, command, env, run_as, workdir, resources, mounts,
-			affinity, prefer, restart, priority, revision, want, phase)
-		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)`,
+			affinity, prefer, restart, priority, revision, want, phase, document_bytes)
+		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)`,
 		e.ID, e.Workspace, e.Name, e.Owner, e.Image, nonNil(e.Command), orEmpty(e.Env), e.User, e.Workdir, e.Resources, nonNil(e.Mounts),
-		e.Affinity, e.Prefer, e.Restart, e.Priority, int64(e.Revision), e.Want, e.Phase)
+		e.Affinity, e.Prefer, e.Restart, e.Priority, int64(e.Revision), e.Want, e.Phase, e.Bytes)
 	return err
 }
 
@@ -100,6 +100,16 @@ func save(ctx context.Context, tx pg.Tx, e *Environment) error {
 func erase(ctx context.Context, tx pg.Tx, id string) error {
 	_, err := tx.Exec(ctx, "delete from environments where id = $1", id)
 	return err
+}
+
+// fullDocuments returns the hosts whose documents have no room for bytes more.
+func fullDocuments(ctx context.Context, db pg.DB, bytes int) ([]string, error) {
+	rows, err := db.Query(ctx, `select host_id from environments where host_id <> '' and want <> 'deleted' group by host_id
+		having sum(document_bytes) > $1 or count(*) >= $2`, maxDocument-bytes, maxPerHost)
+	if err != nil {
+		return nil, fmt.Errorf("look for full documents: %w", err)
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
 // document is what dispatch has for a host.

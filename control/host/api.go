@@ -36,7 +36,7 @@ type enrollInput struct {
 	Body protocol.Enroll
 }
 
-type tokenInput struct {
+type joinInput struct {
 	Body struct {
 		Uses     int               `json:"uses,omitempty" default:"1" minimum:"1" maximum:"10000"`
 		Hours    int               `json:"hours,omitempty" default:"24" minimum:"1" maximum:"8760" doc:"Until it expires"`
@@ -93,7 +93,7 @@ func (s *Service) tokenRoutes(api *web.API) {
 			return web.Items(all), err
 		})
 	web.Register(api, web.Route{Method: http.MethodPost, Path: "/api/v1/join-tokens", Action: auth.HostManage, Summary: "Make a join token", Status: http.StatusCreated},
-		func(ctx context.Context, c auth.Caller, in *tokenInput) (tokenOutput, error) {
+		func(ctx context.Context, c auth.Caller, in *joinInput) (tokenOutput, error) {
 			b := in.Body
 			t, secret, err := s.CreateToken(ctx, c, JoinToken{Uses: b.Uses, Approval: b.Approval, Labels: b.Labels}, time.Duration(b.Hours)*time.Hour)
 			return tokenOutput{t, secret, s.cfg.InstallCommand(secret)}, err

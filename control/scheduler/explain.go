@@ -40,6 +40,7 @@ func (f *Fleet) explain(r Request) explanation {
 // phrases say in a summary how many hosts have which verdict.
 var phrases = [verdicts]string{
 	offline: "offline", cordoned: "cordoned", draining: "draining", maintenance: "in maintenance", unapproved: "not approved yet", unhealthy: "unhealthy",
+	crowded: "with too many workloads already",
 	wrongOS: "with another operating system", wrongArch: "of another architecture", wrongRegion: "in other regions", wrongLabels: "without the labels",
 	wrongModel: "without such GPUs", smallGPUs: "with too little GPU memory", fewGPUs: "with too few GPUs", busyGPUs: "too few free GPUs",
 	littleCPU: "too few free cores", littleMemory: "too little free memory", littleDisk: "too little free disk",
@@ -49,6 +50,8 @@ var phrases = [verdicts]string{
 func (q *query) reason(n *node, v verdict) string {
 	h := &n.host
 	switch v {
+	case crowded:
+		return "has too many workloads already"
 	case wrongOS:
 		return fmt.Sprintf("runs %s, %s asked", h.OS, q.OS)
 	case wrongArch:

@@ -1,6 +1,9 @@
 package scheduler
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // verdict is why a host does not do; fits is that it does.
 type verdict uint8
@@ -14,6 +17,7 @@ const (
 	maintenance
 	unapproved
 	unhealthy
+	crowded // Request.Avoid
 	wrongOS
 	wrongArch
 	wrongRegion
@@ -58,6 +62,9 @@ func (q *query) judge(n *node) verdict {
 	if q.Require.Host == "" && q.Home == "" || q.here(n) {
 		if n.host.State != Ready {
 			return ofState[n.host.State]
+		}
+		if q.Avoid != nil && slices.Contains(q.Avoid, n.host.ID) {
+			return crowded
 		}
 		return q.capacity(n, false)
 	}

@@ -47,6 +47,7 @@ type Request struct {
 	Require   Affinity          `json:"require"`          // hard
 	Prefer    Affinity          `json:"prefer"`           // soft: hosts that match more of it come first
 	Home      string            `json:"home,omitempty"`   // id of the host that keeps its files: it goes nowhere else
+	Avoid     []string          `json:"-"`                // ids of hosts that cannot take one more workload of this kind
 	Strategy  Strategy          `json:"strategy,omitempty"`
 }
 

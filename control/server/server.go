@@ -177,7 +177,7 @@ func (s *Server) routes() {
 	s.installRoutes(s.api)
 	s.healthRoutes(s.api)
 	s.api.Raw(web.Route{Method: http.MethodGet, Path: "/mqtt", Action: auth.HealthRead, Summary: "MQTT 5 over WebSocket; CONNECT authenticates"}, s.broker)
-	s.api.Raw(web.Route{Method: http.MethodGet, Path: "/", Action: auth.HealthRead, Summary: "The console"}, console.Handler())
+	s.api.Raw(web.Route{Path: "/", Action: auth.HealthRead, Summary: "The console"}, console.Handler())
 	s.handler = s.api.Handler(s.authenticate, s.cfg.PlainHTTP)
 }
 

@@ -62,6 +62,7 @@ func New(version string, log *slog.Logger) *API {
 	cfg.DocsPath = ""
 	cfg.SchemasPath = ""
 	cfg.CreateHooks = nil // no $schema links in answers
+	cfg.Components.Schemas = huma.NewMapRegistry("#/components/schemas/", schemaName)
 	cfg.Components.SecuritySchemes = map[string]*huma.SecurityScheme{"token": {Type: "http", Scheme: "bearer"}}
 	mux := http.NewServeMux()
 	return &API{mux: mux, huma: humago.New(mux, cfg), log: log}

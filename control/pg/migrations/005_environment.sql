@@ -14,6 +14,7 @@ create table environments (
   prefer        jsonb not null default '{}',
   restart       text not null check (restart in ('always', 'on-failure', 'never')),
   priority      integer not null default 0,
+  document_bytes integer not null, -- about what it takes in its host's document
   host_id       text not null default '', -- where its files are; '': nowhere yet
   revision      bigint not null default 1,
   generation    bigint not null default 0, -- of its host's document that carries the last change
