@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"syscall"
 
 	"github.com/google/nftables"
@@ -28,27 +29,27 @@ func (n *Network) Ensure() error {
 	if err != nil || there {
 		return err
 	}
-	t := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: tableName})
-	conn.DelTable(t)
-	conn.AddTable(t)
+	t := table{conn, conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: tableName})}
+	conn.DelTable(t.Table)
+	conn.AddTable(t.Table)
 	drop := &expr.Verdict{Kind: expr.VerdictDrop}
 	accept := &expr.Verdict{Kind: expr.VerdictAccept}
 	fromUs, toUs := n.interfaces(expr.MetaKeyIIFNAME, expr.CmpOpEq), n.interfaces(expr.MetaKeyOIFNAME, expr.CmpOpEq)
 
-	input := n.chain(conn, t, "input", nftables.ChainTypeFilter, nftables.ChainHookInput, -10)
-	rule(conn, input, fromUs, established(), []expr.Any{accept}) // answers to what the host began
-	rule(conn, input, fromUs, []expr.Any{drop})
+	input := t.chain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, -10)
+	t.rule(input, fromUs, established(), []expr.Any{accept}) // answers to what the host began
+	t.rule(input, fromUs, []expr.Any{drop})
 
-	forward := n.chain(conn, t, "forward", nftables.ChainTypeFilter, nftables.ChainHookForward, -10)
-	rule(conn, forward, fromUs, toUs, []expr.Any{drop})
-	rule(conn, forward, fromUs, v4(), address(16, metadata), []expr.Any{drop})
-	rule(conn, forward, fromUs, v4(), not(address(12, n.cfg.Subnet)), []expr.Any{drop}) // forged sources
-	rule(conn, forward, fromUs, v6(), []expr.Any{drop})
-	rule(conn, forward, toUs, established(), []expr.Any{accept})
-	rule(conn, forward, toUs, []expr.Any{drop})
+	forward := t.chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, -10)
+	t.rule(forward, fromUs, toUs, []expr.Any{drop})
+	t.rule(forward, fromUs, v4(), address(16, metadata), []expr.Any{drop})
+	t.rule(forward, fromUs, v4(), not(address(12, n.cfg.Subnet)), []expr.Any{drop}) // forged sources
+	t.rule(forward, fromUs, v6(), []expr.Any{drop})
+	t.rule(forward, toUs, established(), []expr.Any{accept})
+	t.rule(forward, toUs, []expr.Any{drop})
 
-	post := n.chain(conn, t, "postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, 100)
-	rule(conn, post, v4(), address(12, n.cfg.Subnet), n.interfaces(expr.MetaKeyOIFNAME, expr.CmpOpNeq), []expr.Any{&expr.Masq{}})
+	post := t.chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, 100)
+	t.rule(post, v4(), address(12, n.cfg.Subnet), n.interfaces(expr.MetaKeyOIFNAME, expr.CmpOpNeq), []expr.Any{&expr.Masq{}})
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("put isolation in place (nftables): %w", err)
 	}
@@ -89,16 +90,18 @@ func (n *Network) removeTable() error {
 	return nil
 }
 
-func (n *Network) chain(conn *nftables.Conn, t *nftables.Table, name string, kind nftables.ChainType, hook *nftables.ChainHook, prio nftables.ChainPriority) *nftables.Chain {
-	return conn.AddChain(&nftables.Chain{Table: t, Name: name, Type: kind, Hooknum: hook, Priority: &prio})
+// table is ours, on the connection that changes it.
+type table struct {
+	conn *nftables.Conn
+	*nftables.Table
 }
 
-func rule(conn *nftables.Conn, c *nftables.Chain, parts ...[]expr.Any) {
-	var all []expr.Any
-	for _, p := range parts {
-		all = append(all, p...)
-	}
-	conn.AddRule(&nftables.Rule{Table: c.Table, Chain: c, Exprs: all})
+func (t table) chain(name string, kind nftables.ChainType, hook *nftables.ChainHook, prio nftables.ChainPriority) *nftables.Chain {
+	return t.conn.AddChain(&nftables.Chain{Table: t.Table, Name: name, Type: kind, Hooknum: hook, Priority: &prio})
+}
+
+func (t table) rule(c *nftables.Chain, parts ...[]expr.Any) {
+	t.conn.AddRule(&nftables.Rule{Table: t.Table, Chain: c, Exprs: slices.Concat(parts...)})
 }
 
 // interfaces matches names that start with our prefix: comparing fewer bytes
