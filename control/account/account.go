@@ -136,7 +136,7 @@ func parseKey(line string) (normal, fingerprint, comment string, err error) {
 	if err != nil {
 		return "", "", "", errs.E(errs.Invalid, "This is not a public SSH key. Give the content of a file like ~/.ssh/id_ed25519.pub.", err)
 	}
-	if key.Type() == ssh.KeyAlgoDSA || key.Type() == ssh.KeyAlgoRSA && len(key.Marshal()) < 250 {
+	if key.Type() == "ssh-dss" || key.Type() == ssh.KeyAlgoRSA && len(key.Marshal()) < 250 { // RSA under 2048 bits
 		return "", "", "", errs.E(errs.Invalid, "This key is too weak. Make a new one: ssh-keygen -t ed25519.")
 	}
 	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key))), ssh.FingerprintSHA256(key), comment, nil

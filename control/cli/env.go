@@ -49,12 +49,12 @@ func (a *app) envCommand() *cobra.Command {
 }
 
 type createFlags struct {
-	image, command, gpuModel, restart, host, region string
-	gpus                                            int
-	gpuMemory, memory, disk, shm                    string
-	cpus                                            float64
-	env                                             map[string]string
-	wait                                            bool
+	image, gpuModel, restart, host, region string
+	gpus                                   int
+	gpuMemory, memory, disk, shm           string
+	cpus                                   float64
+	env                                    map[string]string
+	wait                                   bool
 }
 
 func (a *app) envCreate() *cobra.Command {

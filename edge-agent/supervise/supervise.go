@@ -91,7 +91,7 @@ func take(runDir string) (*os.File, error) {
 		}
 		return nil, fmt.Errorf("lock pid file: %w", err)
 	}
-	if err := f.Truncate(0); err == nil {
+	if err = f.Truncate(0); err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	if err != nil {
