@@ -23,12 +23,12 @@ type hostPath struct {
 }
 
 type eventsInput struct {
-	hostPath
-	After int64 `query:"after" doc:"Only events with a greater id"`
+	Host  string `path:"host" doc:"Name or id"`
+	After int64  `query:"after" doc:"Only events with a greater id"`
 }
 
 type changeInput struct {
-	hostPath
+	Host string `path:"host" doc:"Name or id"`
 	Body Change
 }
 

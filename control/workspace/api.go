@@ -25,8 +25,9 @@ type memberPath struct {
 }
 
 type memberInput struct {
-	memberPath
-	Body struct {
+	Workspace string `path:"workspace" doc:"Name or id"`
+	User      string `path:"user" doc:"E-mail address or id"`
+	Body      struct {
 		Role auth.Role `json:"role" enum:"owner,admin,member,viewer"`
 	}
 }
