@@ -28,7 +28,9 @@ type pathInput struct {
 }
 
 type eventsInput struct {
-	pathInput
+	Workspace   string `path:"workspace" doc:"Name or id"`
+	Environment string `path:"environment" doc:"Name or id"`
+
 	After int64 `query:"after" doc:"Only events after the one with this id"`
 	Wait  int   `query:"wait" minimum:"0" maximum:"30" doc:"Seconds to wait for an event when there is none yet"`
 }

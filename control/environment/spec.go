@@ -156,8 +156,8 @@ func image(written, ws, registry string) (string, error) {
 		return StarterImage, nil
 	}
 	rest, own := strings.CutPrefix(written, controlRegistry)
-	if !own && registry != "" {
-		rest, own = strings.CutPrefix(written, registry+"/")
+	if domain, path, _ := strings.Cut(written, "/"); !own && strings.EqualFold(domain, registry) {
+		rest, own = path, true
 	}
 	if !own {
 		named, err := reference.ParseDockerRef(written)
