@@ -98,6 +98,22 @@ func (f *Fleet) After(host string) {
 	}
 }
 
+// lend puts hosts in until back is called.
+func (f *Fleet) lend(hosts map[string]Host) (back func()) {
+	var old []Host
+	for id, h := range hosts {
+		if i, known := f.byID[id]; known {
+			old = append(old, f.nodes[i].host)
+			f.Put(h)
+		}
+	}
+	return func() {
+		for _, h := range old {
+			f.Put(h)
+		}
+	}
+}
+
 func (f *Fleet) node(h Host) node {
 	n := node{host: h, cpu: left(h.MilliCPU, h.UsedMilliCPU), memory: left(h.Memory, h.UsedMemory), disk: left(h.Disk, h.UsedDisk)}
 	for i := range h.GPUs {

@@ -71,7 +71,7 @@ func (l *live) reload(ctx context.Context, pool *pg.Pool) error {
 func (l *live) put(h Host) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.fleet == nil {
+	if l.fleet == nil { // somebody has stopped following
 		return false
 	}
 	if i, known := l.fleet.byID[h.ID]; !known || l.fleet.nodes[i].host.Name != h.Name {

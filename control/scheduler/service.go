@@ -104,9 +104,7 @@ func (s *Service) settle(ctx context.Context, tx pg.Tx, r Request, last string) 
 // decide looks at the fleet as it is known, and at hosts that were seen closer.
 func (s *Service) decide(ctx context.Context, tx pg.Tx, r Request, last string, seen map[string]Host) (d Decision, err error) {
 	err = s.live.with(ctx, tx, func(f *Fleet) {
-		for _, h := range seen {
-			f.Put(h)
-		}
+		defer f.lend(seen)() // what others see comes by notification alone, in the order of commits
 		f.After(last)
 		d = f.Decide(r)
 	})

@@ -12,30 +12,31 @@ import (
 )
 
 const (
-	retryTick = 30 * time.Second    // whoever waits is tried again at least so often
-	keepFor   = 30 * 24 * time.Hour // history
+	retryTick  = 30 * time.Second    // whoever waits is tried again at least so often
+	reloadTick = 5 * time.Minute     // the fleet in memory is read anew, should a notification have been lost
+	keepFor    = 30 * 24 * time.Hour // history
 )
 
 // Run follows the fleet, and retries what waits whenever capacity changes,
 // until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
 	defer s.live.drop()
-	wake := make(chan struct{}, 1)
-	poke := func() {
-		select {
-		case wake <- struct{}{}:
-		default: // a turn is due already
-		}
-	}
+	stale, wake := make(chan struct{}, 1), make(chan struct{}, 1)
 	heard := func(host string) {
-		if host != somebodyWaits {
-			s.live.changed(host)
+		if host == somebodyWaits {
+			poke(wake)
+			return
 		}
-		poke()
+		s.live.changed(host)
+		poke(stale)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return pg.Listen(ctx, s.pool, capacityChanged, heard) })
 	g.Go(func() error { return pg.Listen(ctx, s.pool, hostChanged, heard) })
+	g.Go(func() error {
+		s.follow(ctx, stale, func() { poke(wake) })
+		return nil
+	})
 	g.Go(func() error {
 		s.turns(ctx, wake)
 		return nil
@@ -43,14 +44,37 @@ func (s *Service) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
+func poke(ch chan<- struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default: // it is due already
+	}
+}
+
+// follow keeps the fleet in memory up to date.
+func (s *Service) follow(ctx context.Context, stale <-chan struct{}, then func()) {
+	tick := time.NewTicker(reloadTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-stale:
+		case <-tick.C:
+			s.live.changed("")
+		}
+		if err := s.live.refresh(ctx, s.pool); err != nil && ctx.Err() == nil {
+			s.log.Error("follow the fleet", "err", err)
+		}
+		then()
+	}
+}
+
 func (s *Service) turns(ctx context.Context, wake <-chan struct{}) {
 	tick := time.NewTicker(retryTick)
 	defer tick.Stop()
 	pruned := time.Now()
 	for {
-		if err := s.live.refresh(ctx, s.pool); err != nil && ctx.Err() == nil {
-			s.log.Error("follow the fleet", "err", err)
-		}
 		if err := s.Turn(ctx); err != nil && ctx.Err() == nil {
 			s.log.Error("retry what waits", "err", err)
 		}
