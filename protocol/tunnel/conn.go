@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -30,6 +31,7 @@ type Conn struct {
 	readBy   time.Time  // the user's
 	ended    bool       // reading has: readBy means nothing any more
 	writeBy  time.Time  // the user's
+	ponging  atomic.Bool
 	closed   chan struct{}
 	closeOne sync.Once
 	onClose  func() // set before the connection is shared; may be nil
@@ -150,11 +152,24 @@ func (c *Conn) control(r io.Reader) error {
 	case textEOF:
 		return io.EOF
 	case textPing:
-		return c.writeText(textPong)
+		c.pong()
+		return nil
 	case textPong:
 		return nil
 	}
 	return fmt.Errorf("peer sent an unknown control message %.20q", b)
+}
+
+// pong answers beside the reader. One that waited for its writer would wait for
+// the peer's reader, and the peer's for us: with bulk both ways, for ever.
+func (c *Conn) pong() {
+	if c.ponging.Swap(true) {
+		return
+	}
+	go func() {
+		defer c.ponging.Store(false)
+		_ = c.writeText(textPong) // the next write shows it too
+	}()
 }
 
 // endOf says how a connection ended: only a clean close is an end of bytes.
