@@ -22,30 +22,39 @@ type machine struct {
 	env   []string
 }
 
-// disk are the folders that outlive a reboot of a machine.
-var disk = []string{"/usr/local", "/etc/remotegpu", "/var/lib/remotegpu", "/var/lib/containerd", "/var/log", "/opt", "/etc/cni"}
+// disk are the folders of which a machine has its own, copied on write from
+// this one's; they outlive a reboot. containerd's is a plain folder: its
+// overlays must not lie on one.
+var disk = []string{"/etc", "/usr/local", "/var/lib", "/var/log", "/opt"}
+
+const containerd = "/var/lib/containerd"
+
+// images is where that folder lies on this machine.
+func (m *machine) images() string { return m.files + "/containerd" }
 
 func (w *world) machine() *machine {
 	w.t.Helper()
 	m := &machine{w: w, files: filepath.Join(w.dir, "host")}
 	for _, d := range disk {
-		if err := os.MkdirAll(m.files+d, 0o755); err != nil {
-			w.t.Fatal(err)
-		}
+		w.must("mkdir", "-p", m.files+d, m.files+d+".work")
 	}
+	w.must("mkdir", "-p", m.images())
 	m.boot()
+	// What this machine itself has of ours, as after make up, is not the other's.
+	m.must("rm -rf /etc/remotegpu /var/lib/remotegpu /var/log/remotegpu /usr/local/bin/remotegpu* /usr/local/lib/remotegpu")
 	w.t.Cleanup(m.unplug)
 	return m
 }
 
-// boot starts the machine's first process with an empty /run and /tmp.
+// boot starts the machine's first process with an empty /run.
 func (m *machine) boot() {
 	m.w.t.Helper()
-	script := "set -e; mount --make-rprivate /; "
+	script := "set -e; mount --make-rprivate /; " +
+		`sed -n 's|^[^ ]* \(/run/[^ ]*\) .*|\1|p' /proc/mounts | sort -r | xargs -r umount -l; mount -t tmpfs tmpfs /run; `
 	for _, d := range disk {
-		script += "mkdir -p " + d + "; mount --bind " + m.files + d + " " + d + "; "
+		script += "mkdir -p " + d + "; mount -t overlay -o lowerdir=" + d + ",upperdir=" + m.files + d + ",workdir=" + m.files + d + ".work overlay " + d + "; "
 	}
-	script += "mount -t tmpfs tmpfs /run; echo up > " + m.files + "/up; exec sleep infinity"
+	script += "mkdir -p " + containerd + "; mount --bind " + m.images() + " " + containerd + "; echo up > " + m.files + "/up; exec sleep infinity"
 	os.Remove(m.files + "/up")
 	m.init = m.w.start("host", "host-init.log", "unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script)
 	eventually(m.w.t, 10*time.Second, "host boots", func() string {

@@ -12,6 +12,7 @@ import (
 	"github.com/kardianos/service"
 	"github.com/spf13/cobra"
 
+	"github.com/remotegpu/remotegpu/edge-agent/agent"
 	"github.com/remotegpu/remotegpu/edge-agent/supervise"
 )
 
@@ -69,7 +70,8 @@ start it: systemctl start remotegpu-agent. Settings come from
 }
 
 func uninstallCommand(s *settings) *cobra.Command {
-	return &cobra.Command{
+	networks := false
+	cmd := &cobra.Command{
 		Use:   "uninstall",
 		Short: "Stop the agent and remove its systemd unit",
 		Long: `Stops the agent, however it was started, and removes the systemd unit.
@@ -81,6 +83,11 @@ removes those.`,
 			defer cancel()
 			if err := supervise.Stop(ctx, s.RunDir, true); err != nil {
 				return err
+			}
+			if networks {
+				if err := agent.RemoveNetworks(ctx, s.Config); err != nil {
+					return err
+				}
 			}
 			if _, err := os.Stat(unitPath); errors.Is(err, fs.ErrNotExist) {
 				fmt.Fprintln(cmd.OutOrStdout(), "There is no unit to remove.")
@@ -97,4 +104,6 @@ removes those.`,
 			return nil
 		},
 	}
+	cmd.Flags().BoolVar(&networks, "networks", false, "remove the networks of containers too, and their isolation")
+	return cmd
 }

@@ -551,7 +551,7 @@ stop_agent() {
 }
 
 remove_service() {
-	if [ -x "$BIN/$PROGRAM" ]; then agent "$BIN/$PROGRAM" uninstall >/dev/null 2>&1 || :; fi
+	if [ -x "$BIN/$PROGRAM" ]; then agent "$BIN/$PROGRAM" uninstall --networks >/dev/null 2>&1 || :; fi
 	if have_systemd; then
 		systemctl -q disable "$UNIT" 2>/dev/null || :
 		rm -f "/etc/systemd/system/$UNIT.service"
@@ -618,6 +618,7 @@ empty_namespace() {
 	ctr -a "$SOCKET" namespaces rm "$NAMESPACE"
 } >/dev/null 2>&1
 
+# remove_networks sweeps up what an agent that could not run has left.
 remove_networks() {
 	if have ip; then
 		for link in /sys/class/net/rg-*; do

@@ -80,3 +80,17 @@ func (n *networks) forContainers() ctr.Network {
 		},
 	}
 }
+
+// RemoveNetworks removes every network that the agent has made and the
+// isolation around them, for an uninstall; containers are gone by then.
+func RemoveNetworks(ctx context.Context, cfg Config) error {
+	n, err := newNetworks(cfg)
+	if err != nil {
+		return err
+	}
+	made, err := n.get()
+	if err != nil {
+		return err
+	}
+	return made.RemoveAll(ctx)
+}
