@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"os/exec"
@@ -20,6 +21,7 @@ type machine struct {
 	init  *exec.Cmd
 	files string // what lives on its disk
 	env   []string
+	cwd   string // where sh starts; empty: /
 }
 
 // disk are the folders of which a machine has its own, copied on write from
@@ -88,9 +90,8 @@ func (m *machine) first() int {
 func (m *machine) sh(line string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "nsenter", "-t", strconv.Itoa(m.first()), "--mount", "--pid", "--ipc", "--uts", "--net", "sh", "-c", line)
+	cmd := exec.CommandContext(ctx, "nsenter", "-t", strconv.Itoa(m.first()), "--mount", "--pid", "--ipc", "--uts", "--net", "--wd="+cmp.Or(m.cwd, "/"), "sh", "-c", line)
 	cmd.Env = append(os.Environ(), m.env...)
-	cmd.Dir = "/"
 	out, err := cmd.CombinedOutput()
 	return strings.TrimSpace(string(out)), err
 }
