@@ -294,6 +294,9 @@ func (s *Service) retry(ctx context.Context, id string) error {
 
 // workspace returns the id of a workspace in which c may do action.
 func (s *Service) workspace(ctx context.Context, c auth.Caller, action auth.Action, nameOrID string) (string, error) {
+	if c.Kind == auth.KindNobody { // who may not learn whether there is such a workspace
+		return "", c.Require(action, "")
+	}
 	ws, err := s.cfg.Resolve(ctx, nameOrID)
 	if err != nil {
 		return "", err
