@@ -12,6 +12,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -110,6 +112,17 @@ func Code(err error) string {
 func IsUnique(err error, constraint string) bool {
 	e, ok := errors.AsType[*pgconn.PgError](err)
 	return ok && e.Code == "23505" && (constraint == "" || e.ConstraintName == constraint)
+}
+
+// IsAway reports whether err says that the database cannot be reached now, or
+// is starting or stopping (SQLSTATE classes 08 and 57P).
+func IsAway(err error) bool {
+	if code := Code(err); code != "" {
+		return strings.HasPrefix(code, "08") || strings.HasPrefix(code, "57P")
+	}
+	_, connecting := errors.AsType[*pgconn.ConnectError](err)
+	_, broken := errors.AsType[*net.OpError](err)
+	return connecting || broken
 }
 
 // IsNone reports whether err says that a query returned no row.

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/remotegpu/remotegpu/control/auth"
-	"github.com/remotegpu/remotegpu/control/errs"
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
@@ -43,11 +42,7 @@ func (a *API) Handler(who Authenticate, trustProxy bool) http.Handler {
 
 // Fail answers a Raw route with a problem document.
 func (a *API) Fail(w http.ResponseWriter, r *http.Request, err error) {
-	kind, text := errs.KindOf(err), errs.Text(err)
-	if kind == errs.Internal {
-		a.log.Error("request failed", "req", w.Header().Get("X-Request-Id"), "err", err)
-		text = "Internal error. The server's log tells more under request " + w.Header().Get("X-Request-Id") + "."
-	}
+	kind, text := a.judge(w.Header().Get("X-Request-Id"), err)
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(statuses[kind])
 	_ = json.NewEncoder(w).Encode(map[string]any{ // the peer may be gone

@@ -19,6 +19,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/errs"
+	"github.com/remotegpu/remotegpu/control/pg"
 )
 
 // API collects the routes of all modules.
@@ -166,10 +167,19 @@ var statuses = map[errs.Kind]int{
 
 // problem logs what nobody foresaw and returns what the caller may know.
 func (a *API) problem(ctx context.Context, err error) error {
-	kind, text := errs.KindOf(err), errs.Text(err)
-	if kind == errs.Internal {
-		a.log.Error("request failed", "req", RequestID(ctx), "err", err)
-		text = "Internal error. The server's log tells more under request " + RequestID(ctx) + "."
-	}
+	kind, text := a.judge(RequestID(ctx), err)
 	return huma.NewError(statuses[kind], text)
+}
+
+// judge returns what an error means and what a person may know of it.
+func (a *API) judge(req string, err error) (errs.Kind, string) {
+	kind, text := errs.KindOf(err), errs.Text(err)
+	if kind != errs.Internal {
+		return kind, text
+	}
+	a.log.Error("request failed", "req", req, "err", err)
+	if pg.IsAway(err) {
+		return errs.Unavailable, "The server's database does not answer right now; try again in a moment. Nothing was changed."
+	}
+	return kind, "Internal error. The server's log tells more under request " + req + "."
 }
