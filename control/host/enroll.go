@@ -27,8 +27,18 @@ func (s *Service) Enroll(ctx context.Context, c auth.Caller, e protocol.Enroll) 
 	if err := e.Inventory.Validate(); err != nil {
 		return protocol.Enrolled{}, errs.E(errs.Invalid, "The machine's description is over its limits.", err)
 	}
-	var out protocol.Enrolled
-	err := pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
+	out, err := s.enroll(ctx, c, e)
+	for range 5 { // two that join at once may choose the same free name
+		if !pg.IsUnique(err, "") {
+			return out, err
+		}
+		out, err = s.enroll(ctx, c, e)
+	}
+	return out, err
+}
+
+func (s *Service) enroll(ctx context.Context, c auth.Caller, e protocol.Enroll) (out protocol.Enrolled, err error) {
+	err = pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
 		id, name, state, err := byKey(ctx, tx, e.PublicKey)
 		switch {
 		case pg.IsNone(err):
@@ -110,14 +120,21 @@ func (s *Service) Authenticate(ctx context.Context, token, audience string) (aut
 	var claims jwt.RegisteredClaims
 	var name string
 	var state State
+	var broken error // of the database: says nothing about the token
 	_, err := jwt.ParseWithClaims(token, &claims, func(*jwt.Token) (any, error) {
 		key, n, st, err := keyOf(ctx, s.pool, claims.Subject)
+		if err != nil && !pg.IsNone(err) {
+			broken = fmt.Errorf("read the host's key: %w", err)
+		}
 		if err != nil {
 			return nil, err
 		}
 		name, state = n, st
 		return ed25519.PublicKey(key), nil
 	}, jwt.WithValidMethods([]string{"EdDSA"}), jwt.WithAudience(audience), jwt.WithExpirationRequired(), jwt.WithIssuedAt(), jwt.WithLeeway(tokenLeeway))
+	if broken != nil {
+		return auth.Caller{}, broken
+	}
 	if err != nil {
 		return auth.Caller{}, errs.E(errs.Unauthenticated, badToken(claims), err)
 	}

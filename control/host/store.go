@@ -129,7 +129,7 @@ func nameTaken(ctx context.Context, db pg.DB, name string) (taken bool, err erro
 
 // setInventory writes what the agent found. A GPU that is gone stays, as not
 // present; one that another host has reported stays that host's, so that a
-// lying host can take nobody's.
+// lying host can take nobody's, until that host is retired.
 func setInventory(ctx context.Context, tx pg.Tx, id string, inv protocol.Inventory) error {
 	_, err := tx.Exec(ctx, `update hosts set hostname = $2, os = $3, os_version = $4, kernel = $5, arch = $6, deployment = $7,
 		addresses = $8, cpu_model = $9, cpus = $10, memory = $11, disk = $12, runtime = $13, driver = $14, cuda = $15 where id = $1`,
@@ -148,11 +148,11 @@ func setInventory(ctx context.Context, tx pg.Tx, id string, inv protocol.Invento
 		batch.Queue(`insert into gpus (uuid, host_id, index, name, brand, architecture, memory, cuda_cores, capability,
 				power_limit, temp_limit, mig, numa_node, pci, links, healthy, health_message)
 			values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
-			on conflict (uuid) do update set index = excluded.index, name = excluded.name,
+			on conflict (uuid) do update set host_id = excluded.host_id, index = excluded.index, name = excluded.name,
 				memory = excluded.memory, power_limit = excluded.power_limit, temp_limit = excluded.temp_limit, mig = excluded.mig,
 				numa_node = excluded.numa_node, pci = excluded.pci, links = excluded.links, healthy = excluded.healthy,
 				health_message = excluded.health_message, present = true
-			where gpus.host_id = excluded.host_id`,
+			where gpus.host_id = excluded.host_id or exists (select from hosts where id = gpus.host_id and state = 'retired')`,
 			g.UUID, id, int32(g.Index), g.Name, g.Brand, g.Architecture, int64(g.Memory), int32(g.CUDACores), g.Capability,
 			g.PowerLimit, g.TempLimit, g.MIG, g.NUMANode, g.PCI, links, g.Healthy, g.HealthMessage)
 		uuids = append(uuids, g.UUID)
@@ -179,9 +179,10 @@ func seen(ctx context.Context, db pg.DB, id string, epoch uint64) (cameOnline bo
 	return cameOnline, err
 }
 
-// died notes the end of a connection, unless a newer one has come.
+// died notes the end of a connection, unless a newer one has come. What the
+// dead one still says does not bring the host back: its epoch is over.
 func died(ctx context.Context, db pg.DB, id string, epoch uint64) (wentOffline bool, err error) {
-	tag, err := db.Exec(ctx, "update hosts set online = false where id = $1 and epoch = $2 and online", id, int64(epoch))
+	tag, err := db.Exec(ctx, "update hosts set online = false, epoch = epoch + 1 where id = $1 and epoch = $2 and online", id, int64(epoch))
 	return tag.RowsAffected() > 0, err
 }
 

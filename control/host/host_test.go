@@ -1,0 +1,238 @@
+package host
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/remotegpu/remotegpu/control/auth"
+	"github.com/remotegpu/remotegpu/control/errs"
+	"github.com/remotegpu/remotegpu/control/pg"
+	"github.com/remotegpu/remotegpu/protocol"
+)
+
+// TestStatesAndVerbs is the whole square; what is not in it is illegal.
+func TestStatesAndVerbs(t *testing.T) {
+	t.Parallel()
+	legal := map[State]map[string]State{
+		Pending:     {"approve": Active, "retire": Retired},
+		Active:      {"cordon": Cordoned, "drain": Draining, "maintenance": Maintenance, "retire": Retired},
+		Cordoned:    {"uncordon": Active, "drain": Draining, "maintenance": Maintenance, "activate": Active, "retire": Retired},
+		Draining:    {"maintenance": Maintenance, "activate": Active, "retire": Retired},
+		Maintenance: {"activate": Active, "retire": Retired},
+		Retired:     {},
+	}
+	w := newWorld(t)
+	m := w.join("box")
+	for state, to := range legal {
+		for verb := range verbs {
+			w.exec("update hosts set state = $2 where id = $1", m.id, state)
+			h, err := w.Move(t.Context(), admin, "box", verb)
+			if want, ok := to[verb]; ok {
+				if err != nil || h.State != want {
+					t.Errorf("%s of %s: %s, %v, want %s", verb, state, h.State, err, want)
+				}
+				continue
+			}
+			wantError(t, err, errs.Conflict, "This host is "+string(state))
+			if h := w.get("box"); h.State != state {
+				t.Errorf("%s of %s left %s", verb, state, h.State)
+			}
+		}
+	}
+	if len(w.dropped) != 5 {
+		t.Errorf("connections ended %d times, want once per retirement", len(w.dropped))
+	}
+	_, err := w.Move(t.Context(), admin, "box", "explode")
+	wantError(t, err, errs.Invalid, "cannot explode")
+	_, err = w.Move(t.Context(), admin, "none", "cordon")
+	wantError(t, err, errs.NotFound, "There is no host none")
+}
+
+// TestPresence: each step is what arrives, and whether the host is online then.
+func TestPresence(t *testing.T) {
+	t.Parallel()
+	type step struct {
+		what   string // birth, death, hello or status
+		epoch  uint64
+		online bool
+	}
+	for name, steps := range map[string][]step{
+		"comes and goes":             {{"birth", 1, true}, {"death", 1, false}, {"birth", 2, true}, {"death", 2, false}},
+		"late will":                  {{"birth", 1, true}, {"birth", 2, true}, {"death", 1, true}, {"death", 2, false}},
+		"takeover, hello first":      {{"birth", 1, true}, {"hello", 2, true}, {"death", 1, true}, {"birth", 2, true}},
+		"old birth after a new one":  {{"birth", 5, true}, {"birth", 4, true}, {"death", 4, true}, {"death", 5, false}},
+		"status of the dead":         {{"birth", 1, true}, {"death", 1, false}, {"status", 1, false}, {"hello", 1, false}},
+		"will twice":                 {{"birth", 1, true}, {"death", 1, false}, {"birth", 2, true}, {"death", 1, true}},
+		"death of one never born":    {{"death", 3, false}, {"birth", 3, true}},
+		"will of a later connection": {{"birth", 3, true}, {"death", 4, true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			m := w.join("box")
+			for i, s := range steps {
+				if err := w.arrive(t.Context(), m.id, s.what, s.epoch); err != nil {
+					t.Fatal(err)
+				}
+				if h := w.get("box"); (h.Status == "online") != s.online {
+					t.Fatalf("step %d (%s of %d): %s", i, s.what, s.epoch, h.Status)
+				}
+			}
+		})
+	}
+}
+
+func (w *world) arrive(ctx context.Context, id, what string, epoch uint64) (err error) {
+	switch what {
+	case "hello":
+		return w.Hello(ctx, id, protocol.Hello{Version: protocol.Version, Epoch: epoch, Inventory: inventory("box")})
+	case "status":
+		_, err = w.Report(ctx, id, protocol.Status{Version: protocol.Version, Epoch: epoch, Seq: 1})
+		return err
+	}
+	return w.Presence(ctx, id, protocol.Presence{Version: protocol.Version, Epoch: epoch, Online: what == "birth"})
+}
+
+// TestSilence: a host that says nothing for a minute is offline, and comes back
+// with its next word.
+func TestSilence(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m, quiet := w.join("box"), w.join("quiet")
+	for _, id := range []string{m.id, quiet.id} {
+		if err := w.arrive(t.Context(), id, "birth", 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.exec("update hosts set last_seen = now() - interval '59 seconds' where id = $1", m.id)
+	w.exec("update hosts set last_seen = now() - interval '61 seconds' where id = $1", quiet.id)
+	changed := make(chan string, 10)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go pg.Listen(ctx, w.pool, Changed, func(id string) { changed <- id })
+	<-changed // it listens
+	go w.Run(ctx)
+	for id := range changed {
+		if id == quiet.id {
+			break
+		}
+		t.Errorf("%s changed", id)
+	}
+	if a, b := w.get("box").Status, w.get("quiet").Status; a != "online" || b != "offline" {
+		t.Errorf("box is %s, quiet is %s", a, b)
+	}
+	if err := w.arrive(t.Context(), quiet.id, "status", 1); err != nil {
+		t.Fatal(err)
+	}
+	if h := w.get("quiet"); h.Status != "online" || h.Health != "healthy" {
+		t.Errorf("after a word it is %s, %s", h.Status, h.Health)
+	}
+}
+
+// TestEventsOnce: an agent repeats events until they are acknowledged.
+func TestEventsOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.join("box")
+	at := time.Now().UnixMilli()
+	normal := protocol.Event{Seq: 7, At: at, Severity: protocol.SeverityNormal, Reason: "Pulled", Message: "Pulled."}
+	attack := protocol.Event{Seq: 8, At: at, Severity: protocol.SeveritySecurity, Reason: "DesiredRefused", Message: "Forged."}
+	for seq, list := range [][]protocol.Event{{normal}, {normal, attack}, {normal, attack}, {attack}, {}} {
+		st := protocol.Status{Version: protocol.Version, Epoch: 1, Seq: uint64(seq), Events: list}
+		got, err := w.Report(t.Context(), m.id, st)
+		want := uint64(0)
+		if len(list) > 0 {
+			want = list[len(list)-1].Seq
+		}
+		if err != nil || got != want {
+			t.Errorf("acknowledges %d, %v, want %d", got, err, want)
+		}
+	}
+	all, err := w.Events(t.Context(), admin, "box", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reasons := map[string]int{}
+	for _, e := range all {
+		reasons[e.Reason]++
+	}
+	if reasons["Pulled"] != 1 || reasons["DesiredRefused"] != 1 || reasons["Joined"] != 1 {
+		t.Errorf("events %v", reasons)
+	}
+	if n := w.count("select count(*) from audit_entries where action = $1 and detail ->> 'reason' = 'DesiredRefused'", string(auth.HostService)); n != 1 {
+		t.Errorf("%d audit entries of the attack, want 1", n)
+	}
+	if later, err := w.Events(t.Context(), admin, "box", all[len(all)-1].ID); err != nil || len(later) != 0 {
+		t.Errorf("after the last: %v, %v", later, err)
+	}
+}
+
+func TestUpdateAndList(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.join("alpha", "GPU-1")
+	w.join("beta")
+	w.join("gone")
+	if _, err := w.Move(t.Context(), admin, "gone", "retire"); err != nil {
+		t.Fatal(err)
+	}
+	labels, taken, bad := map[string]string{"rack": "7"}, "beta", "B"
+	if h, err := w.Update(t.Context(), admin, "alpha", Change{Labels: &labels}); err != nil || h.Labels["rack"] != "7" || h.Name != "alpha" {
+		t.Errorf("%+v, %v", h, err)
+	}
+	_, err := w.Update(t.Context(), admin, "alpha", Change{Name: &taken})
+	wantError(t, err, errs.Conflict, "There is a host beta already")
+	_, err = w.Update(t.Context(), admin, "alpha", Change{Name: &bad})
+	wantError(t, err, errs.Invalid, "is no name")
+	for _, c := range []struct {
+		f    Filter
+		want []string
+	}{
+		{Filter{}, []string{"alpha", "beta"}},
+		{Filter{Label: "rack=7"}, []string{"alpha"}},
+		{Filter{Search: "h100"}, []string{"alpha"}},
+		{Filter{Search: "192.0.2"}, []string{"alpha", "beta"}},
+		{Filter{Status: "online"}, nil},
+		{Filter{Status: "offline", After: "alpha"}, []string{"beta"}},
+		{Filter{Limit: 1}, []string{"alpha"}},
+		{Filter{Search: "'; drop table hosts --"}, nil},
+	} {
+		all, err := w.List(t.Context(), admin, c.f)
+		if err != nil || len(all) != len(c.want) {
+			t.Errorf("%+v: %d hosts, %v, want %v", c.f, len(all), err, c.want)
+			continue
+		}
+		for i := range all {
+			if all[i].Name != c.want[i] {
+				t.Errorf("%+v: %s, want %s", c.f, all[i].Name, c.want[i])
+			}
+		}
+	}
+}
+
+// TestLostDevice: a GPU that is gone stays to be seen, and comes back.
+func TestLostDevice(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.join("box", "GPU-1", "GPU-2")
+	if err := w.arrive(t.Context(), m.id, "birth", 1); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		gpus   []string
+		health string
+		reason string
+	}{
+		{[]string{"GPU-1"}, "degraded", "1 GPU(s) unhealthy"},
+		{nil, "degraded", "2 GPU(s) unhealthy"},
+		{[]string{"GPU-2", "GPU-1"}, "healthy", ""},
+	} {
+		if err := w.Hello(t.Context(), m.id, protocol.Hello{Epoch: 1, Inventory: inventory("box", c.gpus...)}); err != nil {
+			t.Fatal(err)
+		}
+		if h := w.get("box"); len(h.GPUs) != 2 || h.Health != c.health || h.HealthReason != c.reason {
+			t.Errorf("with %v: %s, %q, %d GPUs", c.gpus, h.Health, h.HealthReason, len(h.GPUs))
+		}
+	}
+}
