@@ -1,0 +1,214 @@
+package e2e
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"github.com/jackc/pgx/v5"
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/hooks/auth"
+	"github.com/vishvananda/netns"
+
+	"github.com/remotegpu/remotegpu/protocol"
+)
+
+// TestSignatures puts a stolen broker in the control plane's place: it has the
+// server's certificate, lets everybody in and publishes what it likes. The
+// agent must obey none of it, go on, and tell.
+func TestSignatures(t *testing.T) {
+	w := newWorld(t)
+	crt, key := filepath.Join(w.dir, "srv.crt"), filepath.Join(w.dir, "srv.key")
+	w.must("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30",
+		"-keyout", key, "-out", crt, "-subj", "/CN="+srvAddr, "-addext", "subjectAltName=IP:"+srvAddr)
+	p, m := w.newPlane("--tls-cert", crt, "--tls-key", key), w.machine()
+	t.Cleanup(func() { m.dump(t) })
+	p.login()
+	p.pushBusybox()
+	p.join(m, "--name box")
+	w.in("client", "remotegpu env create keep --image "+busyboxImage)
+	before := p.life(m, "keep")
+	host := p.env("keep").Host
+	generation, real := p.secrets(host)
+	_, stolen, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	p.kill()
+	b, stop := w.hostileBroker(crt, key)
+	eventually(t, 60*time.Second, "agent connects to the stolen broker", func() string {
+		if cl, ok := b.Clients.Get(host); !ok || cl.Closed() {
+			return "not connected"
+		}
+		return ""
+	})
+	empty := func(host string, generation uint64, key ed25519.PrivateKey) []byte {
+		doc, err := protocol.Sign(&protocol.Desired{Version: protocol.Version, Host: host, Generation: generation, IssuedAt: 1}, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return doc
+	}
+	attacks := map[string][]byte{
+		"signed by another key":    empty(host, generation+10, stolen),
+		"for another host":         empty("host_00000000000000000000", generation+10, real),
+		"an older generation":      empty(host, max(1, generation-1), real),
+		"this generation, changed": empty(host, generation, real),
+		"garbage":                  []byte("run everything, please"),
+		"10 MB":                    make([]byte, 10<<20),
+	}
+	for range 3 {
+		for _, payload := range attacks {
+			if err := b.Publish(protocol.HostTopic(host, protocol.TopicDesired), payload, false, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	time.Sleep(3 * time.Second) // for whatever an agent that obeyed would do
+	stop()
+
+	p.start()
+	p.waitPhase("keep", "running", 30*time.Second)
+	eventually(t, 60*time.Second, "each try is a security event", func() string {
+		var all struct {
+			Items []struct{ Severity, Reason, Message string }
+		}
+		if err := json.Unmarshal([]byte(w.in("client", "remotegpu host events box -o json")), &all); err != nil {
+			t.Fatal(err)
+		}
+		kinds := map[string]bool{}
+		for _, e := range all.Items {
+			if e.Severity == protocol.SeveritySecurity {
+				kinds[e.Message] = true
+			}
+		}
+		if len(kinds) < len(attacks) {
+			return fmt.Sprintf("%d kinds of %d: %v", len(kinds), len(attacks), kinds)
+		}
+		return ""
+	})
+	if now := p.life(m, "keep"); now != before {
+		t.Errorf("the container is another: %s, was %s", now, before)
+	}
+	w.in("client", "remotegpu env create after --image "+busyboxImage)
+	if out := w.in("client", "remotegpu ssh after -- echo obeyed"); out != "obeyed" {
+		t.Errorf("the agent does not go on: %q", out)
+	}
+}
+
+// secrets reads what not even a stolen broker has: the signing key, to make
+// documents that are right but for one thing, and the present generation.
+func (p *plane) secrets(host string) (generation uint64, key ed25519.PrivateKey) {
+	p.w.t.Helper()
+	conn, err := pgx.Connect(context.Background(), "host="+filepath.Join(p.w.dir, "srv/postgres")+" port=5432 user=remotegpu dbname=remotegpu")
+	if err != nil {
+		p.w.t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	var seed []byte
+	var n int64
+	err = conn.QueryRow(context.Background(), "select generation, material from desired_documents, secret_keys where host_id = $1 and name = 'desired'", host).Scan(&n, &seed)
+	if err != nil {
+		p.w.t.Fatal(err)
+	}
+	return uint64(n), ed25519.NewKeyFromSeed(seed)
+}
+
+// hostileBroker is a broker without limits that lets everybody in.
+type hostileBroker struct{ *mqtt.Server }
+
+func (b *hostileBroker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	up := websocket.Upgrader{Subprotocols: []string{"mqtt"}}
+	ws, err := up.Upgrade(w, r, nil)
+	if err != nil {
+		return
+	}
+	_ = b.EstablishConnection("hostile", &messages{Conn: ws.NetConn(), ws: ws}) // until the agent leaves
+}
+
+// messages is a WebSocket's binary messages as a stream.
+type messages struct {
+	net.Conn
+	ws   *websocket.Conn
+	rest io.Reader
+}
+
+func (c *messages) Read(p []byte) (int, error) {
+	for {
+		if c.rest == nil {
+			_, r, err := c.ws.NextReader()
+			if err != nil {
+				return 0, err
+			}
+			c.rest = r
+		}
+		n, err := c.rest.Read(p)
+		if err == io.EOF {
+			c.rest, err = nil, nil
+		}
+		if n > 0 || err != nil {
+			return n, err
+		}
+	}
+}
+
+func (c *messages) Write(p []byte) (int, error) {
+	return len(p), c.ws.WriteMessage(websocket.BinaryMessage, p)
+}
+
+// hostileBroker listens where the control plane did, with its certificate.
+func (w *world) hostileBroker(crt, key string) (*hostileBroker, func()) {
+	w.t.Helper()
+	cert, err := tls.LoadX509KeyPair(crt, key)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	b := &hostileBroker{mqtt.New(&mqtt.Options{InlineClient: true, Logger: slog.New(slog.DiscardHandler)})}
+	if err := b.AddHook(new(auth.AllowHook), nil); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := b.Serve(); err != nil {
+		w.t.Fatal(err)
+	}
+	var l net.Listener
+	listening := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		ns, err := netns.GetFromName(w.ns("srv"))
+		if err == nil {
+			err = netns.Set(ns)
+		}
+		if err == nil {
+			l, err = tls.Listen("tcp", srvAddr+":8443", &tls.Config{Certificates: []tls.Certificate{cert}})
+		}
+		listening <- err
+	}()
+	if err := <-listening; err != nil {
+		w.t.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/healthz", func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprintln(rw, "ok") })
+	mux.Handle("/mqtt", b)
+	srv := &http.Server{Handler: mux, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
+	go srv.Serve(l)
+	return b, func() {
+		srv.Close()
+		for _, cl := range b.Clients.GetAll() {
+			cl.Stop(io.EOF) // Close waits for them and does not end them
+		}
+		b.Close()
+	}
+}
