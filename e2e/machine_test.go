@@ -58,7 +58,7 @@ func (m *machine) boot() {
 	}
 	script += "mkdir -p " + containerd + "; mount --bind " + m.images() + " " + containerd + "; echo up > " + m.files + "/up; exec sleep infinity"
 	os.Remove(m.files + "/up")
-	m.init = m.w.start("host", "host-init.log", "unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script)
+	m.init = m.w.start("host", "host-init.log", "setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script)
 	eventually(m.w.t, 10*time.Second, "host boots", func() string {
 		if _, err := os.Stat(m.files + "/up"); err != nil {
 			return err.Error()

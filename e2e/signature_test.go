@@ -185,11 +185,18 @@ func (w *world) hostileBroker(crt, key string) (*hostileBroker, func()) {
 	}
 	var l net.Listener
 	listening := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		ns, err := netns.GetFromName(w.ns("srv"))
+	go func() { // a socket stays in the network where it was made
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		here, err := netns.Get()
+		if err != nil {
+			listening <- err
+			return
+		}
+		defer netns.Set(here)
+		there, err := netns.GetFromName(w.ns("srv"))
 		if err == nil {
-			err = netns.Set(ns)
+			err = netns.Set(there)
 		}
 		if err == nil {
 			l, err = tls.Listen("tcp", srvAddr+":8443", &tls.Config{Certificates: []tls.Certificate{cert}})
