@@ -12,6 +12,7 @@
 package dispatch
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"fmt"
@@ -44,11 +45,13 @@ type Service struct {
 	cfg   Config
 	log   *slog.Logger
 	lanes lanes // one per connected host
+
+	repeats []time.Duration // waits between publishing a document again
 }
 
 // New returns the dispatcher.
 func New(pool *pg.Pool, cfg Config, log *slog.Logger) *Service {
-	s := &Service{pool: pool, cfg: cfg, log: log}
+	s := &Service{pool: pool, cfg: cfg, log: log, repeats: repeats}
 	s.lanes.init(s)
 	return s
 }
@@ -87,22 +90,33 @@ type record struct {
 	document   []byte // signed
 }
 
-// current returns a host's document, compiled anew when its wishes changed.
-// least is a generation that the host has seen: a restored backup must not
-// fall behind it.
-func (s *Service) current(ctx context.Context, host string, least uint64) (r record, err error) {
+// held is the document that a host says it has.
+type held struct {
+	generation uint64 // 0: none
+	digest     []byte // nil: not said
+}
+
+// forks reports whether h cannot come from the history that r ends.
+func (h held) forks(r record) bool {
+	return h.generation > r.generation || h.generation == r.generation && h.digest != nil && !bytes.Equal(h.digest, r.digest)
+}
+
+// current returns a host's document, compiled anew when its wishes changed, or
+// when the host has a document that we know nothing of: after a restored backup
+// its generation may be above ours, or the same with another digest.
+func (s *Service) current(ctx context.Context, host string, has held) (r record, err error) {
 	err = pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
 		if r, err = load(ctx, tx, host); err != nil {
 			return err
 		}
-		if !r.dirty && r.generation >= least && len(r.document) > 0 {
+		if !r.dirty && len(r.document) > 0 && !has.forks(r) {
 			return nil
 		}
 		workloads, err := s.cfg.Workloads(ctx, tx, host)
 		if err != nil {
 			return fmt.Errorf("compile workloads: %w", err)
 		}
-		r, err = s.compile(ctx, tx, host, workloads, max(r.generation, least))
+		r, err = s.compile(ctx, tx, host, workloads, max(r.generation, has.generation))
 		return err
 	})
 	return r, err

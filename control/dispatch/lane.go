@@ -13,6 +13,7 @@ const (
 	laneIdle    = 5 * time.Minute // a lane without work ends; the next message starts it again
 	resync      = 10 * time.Minute
 	workTimeout = 20 * time.Second
+	maxPresence = 8
 	maxWork     = 16 // hosts that are worked for at a time: each holds a database connection
 )
 
@@ -38,14 +39,13 @@ type lane struct {
 	mu       sync.Mutex // guards what follows
 	hello    *protocol.Hello
 	status   *protocol.Status
-	presence []protocol.Presence // at most 8: birth and death must both count
+	presence []protocol.Presence // the last maxPresence: birth and death must both count
 	touched  bool
 
 	// The goroutine's own.
-	observed uint64
-	digest   []byte
-	tries    int
-	nextPub  time.Time
+	has     held
+	tries   int
+	nextPub time.Time
 }
 
 func (l *lanes) init(s *Service) {

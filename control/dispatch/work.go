@@ -1,9 +1,9 @@
 package dispatch
 
 import (
-	"bytes"
 	"context"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/remotegpu/remotegpu/protocol"
@@ -40,9 +40,8 @@ func (s *Service) Presence(host string, payload []byte) {
 	var p protocol.Presence
 	if s.decode(host, payload, &p) {
 		s.lanes.change(host, func(ln *lane) {
-			if len(ln.presence) < 8 {
-				ln.presence = append(ln.presence, p)
-			}
+			ln.presence = append(ln.presence, p)
+			ln.presence = ln.presence[max(0, len(ln.presence)-maxPresence):]
 		})
 	}
 }
@@ -62,22 +61,19 @@ func (s *Service) work(ctx context.Context, ln *lane, resync bool) time.Duration
 	hello, status, presence, touched := ln.hello, ln.status, ln.presence, ln.touched
 	ln.hello, ln.status, ln.presence, ln.touched = nil, nil, nil, false
 	ln.mu.Unlock()
-	for _, p := range presence {
-		s.check("presence", ln, s.cfg.Presence(ctx, ln.host, p))
+	for i, p := range presence {
+		if !s.check("presence", ln, s.cfg.Presence(ctx, ln.host, p)) {
+			return s.later(ln, func() { ln.putBack(hello, status, presence[i:], touched) })
+		}
 	}
 	if hello != nil {
 		if !s.check("hello", ln, s.cfg.Hello(ctx, ln.host, *hello)) {
-			return s.later(ln, func() { ln.hello = hello })
+			return s.later(ln, func() { ln.putBack(hello, status, nil, touched) })
 		}
-		ln.observed, ln.digest, ln.tries, ln.nextPub = hello.Observed, hello.Digest, 0, time.Time{}
-		touched = true
+		ln.has, touched = held{hello.Observed, hello.Digest}, true
 	}
 	if status != nil && !s.takeStatus(ctx, ln, status) {
-		return s.later(ln, func() {
-			if ln.status == nil {
-				ln.status = status
-			}
-		})
+		return s.later(ln, func() { ln.putBack(nil, status, nil, touched) })
 	}
 	if touched || resync {
 		ln.tries, ln.nextPub = 0, time.Time{}
@@ -90,7 +86,21 @@ func (s *Service) later(ln *lane, putBack func()) time.Duration {
 	ln.mu.Lock()
 	defer ln.mu.Unlock()
 	putBack()
-	return time.Second + rand.N(time.Second)
+	return s.repeats[0] + rand.N(s.repeats[0])
+}
+
+// putBack lets what could not be done wait again, behind what came meanwhile:
+// a newer message stands for an older one.
+func (ln *lane) putBack(hello *protocol.Hello, status *protocol.Status, presence []protocol.Presence, touched bool) {
+	if ln.hello == nil {
+		ln.hello = hello
+	}
+	if ln.status == nil {
+		ln.status = status
+	}
+	ln.presence = append(slices.Clone(presence), ln.presence...)
+	ln.presence = ln.presence[max(0, len(ln.presence)-maxPresence):]
+	ln.touched = ln.touched || touched
 }
 
 func (s *Service) takeStatus(ctx context.Context, ln *lane, st *protocol.Status) bool {
@@ -101,7 +111,9 @@ func (s *Service) takeStatus(ctx context.Context, ln *lane, st *protocol.Status)
 	if !s.check("acknowledge", ln, acknowledge(ctx, s.pool, ln.host, st.Observed, st.Applied)) {
 		return false
 	}
-	ln.observed = st.Observed
+	if ln.has.generation != st.Observed {
+		ln.has = held{generation: st.Observed}
+	}
 	b, err := protocol.Marshal(protocol.Ack{Version: protocol.Version, Status: st.Seq, Event: event})
 	return s.check("encode ack", ln, err) && s.check("ack", ln, s.cfg.Publish(ln.host, protocol.TopicAck, b))
 }
@@ -114,19 +126,21 @@ func (s *Service) publish(ctx context.Context, ln *lane) time.Duration {
 	if wait := time.Until(ln.nextPub); wait > 0 {
 		return wait
 	}
-	r, err := s.current(ctx, ln.host, ln.observed)
+	r, err := s.current(ctx, ln.host, ln.has)
 	if !s.check("compile desired document", ln, err) {
-		ln.nextPub = time.Now().Add(repeats[min(ln.tries, len(repeats)-1)])
-		ln.tries++
-		return time.Until(ln.nextPub)
+		return s.again(ln)
 	}
-	if ln.observed == r.generation && (ln.digest == nil || bytes.Equal(ln.digest, r.digest)) {
+	if ln.has.generation == r.generation {
 		ln.tries = 0
 		return 0
 	}
 	s.check("publish desired document", ln, s.cfg.Publish(ln.host, protocol.TopicDesired, r.document))
-	ln.digest = nil // what the host has from now on is told by its status
-	wait := repeats[min(ln.tries, len(repeats)-1)]
+	return s.again(ln)
+}
+
+// again returns how long to wait for an answer before the next try.
+func (s *Service) again(ln *lane) time.Duration {
+	wait := s.repeats[min(ln.tries, len(s.repeats)-1)]
 	ln.tries++
 	ln.nextPub = time.Now().Add(wait)
 	return wait

@@ -1,0 +1,258 @@
+package dispatch
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/remotegpu/remotegpu/protocol"
+)
+
+func TestFirstDocument(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.hello()
+	w.settle()
+	if r := w.row(); r.Generation != 1 || w.agent.refused != 0 {
+		t.Errorf("%+v, agent %+v", r, w.agent)
+	}
+	w.touch()
+	w.touch()
+	w.settle()
+	if r := w.row(); r.Generation < 2 || r.Generation > 3 || r.Wish != 3 {
+		t.Errorf("after two changes %+v", r)
+	}
+}
+
+// TestNothingNewIsNotSent: an agent that has the document hears nothing.
+func TestNothingNewIsNotSent(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.hello()
+	w.settle()
+	w.mu.Lock()
+	clear(w.history)
+	w.mu.Unlock()
+	for range 5 {
+		before := w.hellos.Load()
+		w.hello()
+		for w.hellos.Load() == before {
+			runtime.Gosched()
+		}
+		w.status()
+	}
+	w.settle()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.history) != 0 {
+		t.Errorf("sent %d documents to an agent that has them", len(w.history))
+	}
+}
+
+// TestRestoredBackup: control has forgotten generations that the agent has
+// obeyed; the next one is above all of them.
+func TestRestoredBackup(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ before, after, touched int }{
+		"behind":                     {before: 1, after: 4},
+		"behind and changed":         {before: 1, after: 4, touched: 1},
+		"the same generation":        {before: 1, after: 2, touched: 2},
+		"ahead again":                {before: 1, after: 1, touched: 5},
+		"from before the first word": {before: 0, after: 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.hello()
+			w.settle()
+			w.change(c.before)
+			w.save()
+			w.change(c.after)
+			w.stop()
+			w.restore()
+			w.start()
+			for range c.touched { // people change things before the agent is back
+				w.touch()
+				w.compileAlone()
+			}
+			generation := w.agent.generation
+			w.hello()
+			w.settle()
+			if w.agent.generation <= generation && w.agent.wish != w.row().Wish {
+				t.Errorf("agent has %+v, database %+v", w.agent, w.row())
+			}
+		})
+	}
+}
+
+// change changes the wish n times, each of which reaches the agent.
+func (w *world) change(n int) {
+	w.t.Helper()
+	for range n {
+		w.touch()
+		w.settle()
+	}
+}
+
+// save makes a backup.
+func (w *world) save() {
+	w.exec("drop table if exists backup_wishes, backup_documents")
+	w.exec("create table backup_wishes as table wishes")
+	w.exec("create table backup_documents as table desired_documents")
+}
+
+// restore brings the backup back; what was published since may come again with
+// other contents, which is what agents must be spared.
+func (w *world) restore() {
+	w.exec("delete from wishes")
+	w.exec("delete from desired_documents")
+	w.exec("insert into wishes table backup_wishes")
+	w.exec("insert into desired_documents table backup_documents")
+	w.mu.Lock()
+	clear(w.history)
+	w.mu.Unlock()
+}
+
+// compileAlone compiles while the agent is away.
+func (w *world) compileAlone() {
+	w.t.Helper()
+	if _, err := w.svc.current(w.t.Context(), w.host, held{}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// TestAnyOrder: whatever happens in whatever order, in the end the agent has
+// the newest document and its generation never went back.
+func TestAnyOrder(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(12) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.save()
+			r := rand.New(rand.NewPCG(seed, 1))
+			w.hello()
+			newest := uint64(0)
+			for range 120 {
+				w.step(r)
+				w.mu.Lock()
+				if w.agent.generation < newest {
+					t.Errorf("generation %d after %d", w.agent.generation, newest)
+				}
+				newest = w.agent.generation
+				w.mu.Unlock()
+			}
+			w.loss.Store(false)
+			w.broken.Store(false)
+			if !w.connected.Load() {
+				w.hello()
+			}
+			w.settle()
+		})
+	}
+}
+
+func (w *world) step(r *rand.Rand) {
+	switch n := r.IntN(100); {
+	case n < 30:
+		w.touch()
+	case n < 50:
+		w.status()
+	case n < 60:
+		w.loss.Store(!w.loss.Load())
+	case n < 66:
+		w.broken.Store(!w.broken.Load())
+	case n < 72:
+		w.connected.Store(false)
+	case n < 82:
+		w.hello()
+	case n < 86: // the server starts anew: every connection ends
+		w.stop()
+		w.start()
+	case n < 88:
+		w.save()
+	case n < 90:
+		w.stop()
+		w.restore()
+		w.start()
+	default:
+		time.Sleep(time.Duration(r.IntN(4)) * time.Millisecond) // lets the interleaving vary
+	}
+}
+
+// TestGarbage: what does not decode changes nothing and costs nothing.
+func TestGarbage(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, b := range [][]byte{nil, {}, {0xff}, []byte("hello"), make([]byte, 1<<16), {0xbf}, {0xa1, 0x01, 0x19, 0xff, 0xff}} {
+		w.svc.Hello(w.host, b)
+		w.svc.Status(w.host, b)
+		w.svc.Presence(w.host, b)
+	}
+	w.svc.lanes.mu.Lock()
+	defer w.svc.lanes.mu.Unlock()
+	if n := len(w.svc.lanes.all); n != 0 {
+		t.Errorf("%d lanes after garbage", n)
+	}
+}
+
+// TestFlood: of a flood only the newest waits, and other hosts get their turn.
+func TestFlood(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.broken.Store(true) // nothing is done
+	var before, after runtime.MemStats
+	payload := func(v any) []byte {
+		b, err := protocol.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	started := time.Now()
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for i := range uint64(20_000) {
+		w.svc.Hello(w.host, payload(protocol.Hello{Version: protocol.Version, Epoch: i, BootID: "b", Agent: "a"}))
+		w.svc.Status(w.host, payload(protocol.Status{Version: protocol.Version, Epoch: 1, Seq: i}))
+		w.svc.Presence(w.host, payload(protocol.Presence{Version: protocol.Version, Epoch: i, Online: true}))
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 8<<20 {
+		t.Errorf("a flood keeps %d bytes", grown)
+	}
+	t.Logf("60,000 messages in %v", time.Since(started))
+	w.broken.Store(false)
+	w.hello()
+	w.settle()
+	last := protocol.Presence{}
+	for last.Epoch != 19_999 {
+		last = <-w.presence
+	}
+}
+
+// TestDatabaseAway: births and deaths that could not be noted are noted later,
+// in order, and the document comes.
+func TestDatabaseAway(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.broken.Store(true)
+	for epoch := range uint64(3) {
+		w.send(w.svc.Presence, protocol.Presence{Version: protocol.Version, Epoch: epoch, Online: true})
+		w.send(w.svc.Presence, protocol.Presence{Version: protocol.Version, Epoch: epoch})
+	}
+	w.hello()
+	w.touch()
+	w.broken.Store(false)
+	w.settle()
+	for epoch := range uint64(3) {
+		for _, online := range []bool{true, false} {
+			if p := <-w.presence; p.Epoch != epoch || p.Online != online {
+				t.Errorf("noted %+v, want epoch %d online %v", p, epoch, online)
+			}
+		}
+	}
+}
