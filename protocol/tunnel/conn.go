@@ -18,7 +18,7 @@ import (
 type Conn struct {
 	ws *websocket.Conn
 
-	writeMu  sync.Mutex // guards writes to ws and wroteEOF
+	writing  chan struct{} // of one, full while somebody writes to ws; guards wroteEOF too
 	wroteEOF bool
 
 	readMu   sync.Mutex    // guards what follows
@@ -27,11 +27,11 @@ type Conn struct {
 	controls int           // control messages in a row
 	settled  chan struct{} // nil until settle; closed when it has ended
 
-	deadMu   sync.Mutex // guards what follows and the socket's deadlines
-	readBy   time.Time  // the user's
-	ended    bool       // reading has: readBy means nothing any more
-	writeBy  time.Time  // the user's
-	ponging  atomic.Bool
+	deadMu   sync.Mutex  // guards what follows and the socket's deadlines
+	readBy   time.Time   // the user's
+	ended    bool        // reading has: readBy means nothing any more
+	writeBy  time.Time   // the user's
+	saying   atomic.Bool // a ping or pong is being written
 	closed   chan struct{}
 	closeOne sync.Once
 	onClose  func() // set before the connection is shared; may be nil
@@ -41,7 +41,7 @@ var _ net.Conn = (*Conn)(nil)
 
 func newConn(ws *websocket.Conn) *Conn {
 	ws.SetReadLimit(maxData)
-	c := &Conn{ws: ws, closed: make(chan struct{})}
+	c := &Conn{ws: ws, writing: make(chan struct{}, 1), closed: make(chan struct{})}
 	c.extend()
 	time.AfterFunc(pingEvery, c.ping)
 	return c
@@ -53,7 +53,7 @@ func (c *Conn) ping() {
 	select {
 	case <-c.closed:
 	default:
-		if c.writeText(textPing) == nil {
+		if c.say(textPing) == nil {
 			time.AfterFunc(pingEvery, c.ping)
 		}
 	}
@@ -152,7 +152,9 @@ func (c *Conn) control(r io.Reader) error {
 	case textEOF:
 		return io.EOF
 	case textPing:
-		c.pong()
+		// Beside the reader: one that waited for its writer would wait for the
+		// peer's reader, and that for us: with bulk both ways, for ever.
+		go c.say(textPong)
 		return nil
 	case textPong:
 		return nil
@@ -160,16 +162,13 @@ func (c *Conn) control(r io.Reader) error {
 	return fmt.Errorf("peer sent an unknown control message %.20q", b)
 }
 
-// pong answers beside the reader. One that waited for its writer would wait for
-// the peer's reader, and the peer's for us: with bulk both ways, for ever.
-func (c *Conn) pong() {
-	if c.ponging.Swap(true) {
-		return
+// say sends a sign of life, if none is on its way.
+func (c *Conn) say(text string) error {
+	if c.saying.Swap(true) {
+		return nil
 	}
-	go func() {
-		defer c.ponging.Store(false)
-		_ = c.writeText(textPong) // the next write shows it too
-	}()
+	defer c.saying.Store(false)
+	return c.writeText(text)
 }
 
 // endOf says how a connection ended: only a clean close is an end of bytes.
@@ -192,8 +191,8 @@ func (c *Conn) endOf(err error) error {
 
 // Write writes p as one message, or several when it is large.
 func (c *Conn) Write(p []byte) (int, error) {
-	c.writeMu.Lock()
-	defer c.writeMu.Unlock()
+	c.lockWrites()
+	defer c.unlockWrites()
 	switch {
 	case c.isClosed():
 		return 0, net.ErrClosed
@@ -211,7 +210,10 @@ func (c *Conn) Write(p []byte) (int, error) {
 	}
 }
 
-// write needs writeMu.
+func (c *Conn) lockWrites()   { c.writing <- struct{}{} }
+func (c *Conn) unlockWrites() { <-c.writing }
+
+// write needs lockWrites.
 func (c *Conn) write(kind int, p []byte) error {
 	var by time.Time // a ping of ours must not run into the user's deadline
 	if kind == websocket.BinaryMessage {
@@ -228,8 +230,8 @@ func (c *Conn) write(kind int, p []byte) error {
 }
 
 func (c *Conn) writeText(text string) error {
-	c.writeMu.Lock()
-	defer c.writeMu.Unlock()
+	c.lockWrites()
+	defer c.unlockWrites()
 	return c.write(websocket.TextMessage, []byte(text))
 }
 

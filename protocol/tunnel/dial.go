@@ -40,7 +40,7 @@ func (r *Rejected) Error() string {
 func Dial(ctx context.Context, cfg DialConfig) (*Conn, error) {
 	d := websocket.Dialer{
 		Proxy: cfg.Proxy, TLSClientConfig: cfg.TLS, HandshakeTimeout: handshakeTimeout,
-		ReadBufferSize: bufSize, WriteBufferSize: bufSize, WriteBufferPool: &writeBufs,
+		ReadBufferSize: readBufSize, WriteBufferSize: bufSize, WriteBufferPool: &writeBufs,
 	}
 	ws, resp, err := d.DialContext(ctx, cfg.URL, cfg.Header)
 	if err != nil {
@@ -54,7 +54,7 @@ func Dial(ctx context.Context, cfg DialConfig) (*Conn, error) {
 }
 
 var upgrader = websocket.Upgrader{
-	ReadBufferSize: bufSize, WriteBufferSize: bufSize, WriteBufferPool: &writeBufs,
+	ReadBufferSize: readBufSize, WriteBufferSize: bufSize, WriteBufferPool: &writeBufs,
 	HandshakeTimeout: handshakeTimeout, CheckOrigin: sameOriginOrNone,
 }
 

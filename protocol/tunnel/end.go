@@ -12,8 +12,8 @@ import (
 // CloseWrite says that no more bytes come from this side; the other direction
 // goes on.
 func (c *Conn) CloseWrite() error {
-	c.writeMu.Lock()
-	defer c.writeMu.Unlock()
+	c.lockWrites()
+	defer c.unlockWrites()
 	if c.wroteEOF {
 		return nil
 	}
@@ -55,10 +55,10 @@ func (c *Conn) linger(goodbye []byte) {
 	defer c.ws.Close()
 	defer time.AfterFunc(lingerMost, func() { c.ws.Close() }).Stop()
 	c.kick(c.ws.NetConn().SetReadDeadline)
-	if c.lockWrites() {
+	if c.stopWrites() {
 		// It may wait behind what a slow peer has not read.
 		_ = c.ws.WriteControl(websocket.CloseMessage, goodbye, time.Now().Add(lingerMost))
-		c.writeMu.Unlock()
+		c.unlockWrites()
 	}
 	c.readMu.Lock() // the reader has left
 	settled := c.settled
@@ -87,17 +87,16 @@ func (c *Conn) kick(setDeadline func(time.Time) error) {
 	_ = setDeadline(time.Unix(1, 0)) // fails only on a closed socket
 }
 
-// lockWrites takes writeMu. A writer that is stuck is ended after a second,
-// and with it all writing.
-func (c *Conn) lockWrites() bool {
-	for range 100 {
-		if c.writeMu.TryLock() {
-			return true
-		}
-		time.Sleep(10 * time.Millisecond)
+// stopWrites is lockWrites, but for a writer that is stuck: it is ended after a
+// second, and with it all writing.
+func (c *Conn) stopWrites() bool {
+	select {
+	case c.writing <- struct{}{}:
+		return true
+	case <-time.After(time.Second):
+		c.kick(c.ws.NetConn().SetWriteDeadline)
+		return false
 	}
-	c.kick(c.ws.NetConn().SetWriteDeadline)
-	return false
 }
 
 // settle goes on reading after the peer's half-close, for nobody else does: so
