@@ -44,6 +44,8 @@ type Service struct {
 	log   *slog.Logger
 	hosts ssh.Signer
 	slots chan struct{} // one per SSH connection that has not authenticated yet
+
+	handshake time.Duration // longest until a client has authenticated
 }
 
 // maxUnauthenticated bounds connections that have shown no key yet.
@@ -57,7 +59,7 @@ func New(pool *pg.Pool, cfg Config) (*Service, error) {
 	}
 	return &Service{
 		pool: pool, cfg: cfg, hub: cfg.Hub, log: cfg.Log, hosts: signer,
-		slots: make(chan struct{}, maxUnauthenticated),
+		slots: make(chan struct{}, maxUnauthenticated), handshake: handshakeTimeout,
 	}, nil
 }
 

@@ -48,7 +48,7 @@ func (s *Service) serveConn(ctx context.Context, conn net.Conn, known *auth.Call
 	defer conn.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	conn.SetDeadline(time.Now().Add(handshakeTimeout))
+	conn.SetDeadline(time.Now().Add(s.handshake))
 	sc, channels, requests, err := ssh.NewServerConn(conn, s.serverConfig(ctx, known))
 	if known == nil {
 		<-s.slots
@@ -130,7 +130,10 @@ func keepAlive(ctx context.Context, sc *ssh.ServerConn) {
 	for {
 		go func() {
 			if _, _, err := sc.SendRequest("keepalive@openssh.com", true, nil); err == nil {
-				answered <- struct{}{}
+				select {
+				case answered <- struct{}{}:
+				default: // another one has just been answered too
+				}
 			}
 		}()
 		select {
