@@ -87,7 +87,7 @@ var outside = []struct {
 }{
 	{"github.com/NVIDIA/", []string{"edge-agent/nvml"}, "it needs cgo and can crash: the agent is static and asks a child process"},
 	{"C", []string{"edge-agent/nvml"}, "every other program is static"},
-	{"github.com/jackc/", []string{"control"}, "only the control plane has a database"},
+	{"github.com/jackc/", []string{"control", "e2e"}, "only the control plane has a database (a test from outside looks into it)"},
 	{"database/sql", nil, "the one dialect is PostgreSQL, by pgx"},
 	{"log", nil, "log/slog, passed in"},
 	{"github.com/mochi-mqtt/", []string{"broker", "edge-agent/link", "e2e"}, "the broker is replaceable: others see package broker (a link's tests run a real one)"},

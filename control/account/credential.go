@@ -128,6 +128,9 @@ func (s *Service) deleteOwned(ctx context.Context, c auth.Caller, table ownedTab
 		if !there {
 			return errs.Ef(errs.NotFound, "You have no %s %.60s.", what, id)
 		}
-		return audit.Record(ctx, tx, c, auth.AccountWrite, id, "", map[string]any{"deleted": what})
+		if err := audit.Record(ctx, tx, c, auth.AccountWrite, id, "", map[string]any{"deleted": what}); err != nil {
+			return err
+		}
+		return pg.Notify(ctx, tx, Revoked, id)
 	})
 }

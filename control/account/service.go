@@ -17,6 +17,10 @@ import (
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
+// Revoked is the channel on which the id of a token or a user is notified whose
+// rights are less than they were: whoever keeps connections open ends theirs.
+const Revoked = "rights_revoked"
+
 // Service does everything with accounts.
 type Service struct {
 	pool *pg.Pool
@@ -90,7 +94,10 @@ func (s *Service) SetDisabled(ctx context.Context, c auth.Caller, user string, d
 		if err := setDisabled(ctx, tx, user, disabled); err != nil {
 			return err
 		}
-		return audit.Record(ctx, tx, c, auth.UserManage, user, "", map[string]any{"disabled": disabled})
+		if err := audit.Record(ctx, tx, c, auth.UserManage, user, "", map[string]any{"disabled": disabled}); err != nil {
+			return err
+		}
+		return pg.Notify(ctx, tx, Revoked, user)
 	})
 }
 

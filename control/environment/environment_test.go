@@ -166,7 +166,7 @@ func TestLife(t *testing.T) {
 	ctx := t.Context()
 	h := w.host("gpu-1", 2)
 	e := w.create(Spec{Name: "box", Resources: Resources{GPUs: 2, Memory: 1 << 30}})
-	if e.Phase != protocol.PhasePending || e.HostName != "gpu-1" || len(e.GPUs) != 2 || e.Image != StarterImage {
+	if e.Phase != protocol.PhasePending || e.HostName != "gpu-1" || len(e.GPUs) != 2 || e.Image != "gpu.example.org:8443/library/starter:latest" {
 		t.Errorf("created: %+v", e)
 	}
 	list := w.obey(h, protocol.Event{Seq: 5, At: 1, Severity: "normal", Reason: "Started", Message: "runs", Workload: e.ID})

@@ -23,7 +23,7 @@ func (s *Service) Get(ctx context.Context, c auth.Caller, workspace, nameOrID st
 	if err != nil {
 		return e, none(err, nameOrID)
 	}
-	return shown(c, e), nil
+	return s.shown(c, e), nil
 }
 
 // List returns the environments of a workspace, by name.
@@ -34,19 +34,28 @@ func (s *Service) List(ctx context.Context, c auth.Caller, workspace string) ([]
 	}
 	all, err := read(ctx, s.pool, "where e.workspace_id = $1 order by e.name", ws)
 	for i := range all {
-		all[i] = shown(c, all[i])
+		all[i] = s.shown(c, all[i])
 	}
 	return all, err
 }
 
 // shown is e as c may see it: variables often hold secrets, so they are for
 // those who could change them.
-func shown(c auth.Caller, e Environment) Environment {
+func (s *Service) shown(c auth.Caller, e Environment) Environment {
 	e.present()
+	e.Image, e.Message = s.named(e.Image), s.named(e.Message)
 	if c.Require(auth.EnvironmentWrite, e.Workspace) != nil {
 		e.Env = nil
 	}
 	return e
+}
+
+// named is text with the built-in registry called as people call it.
+func (s *Service) named(text string) string {
+	if s.cfg.Registry == "" {
+		return text
+	}
+	return strings.ReplaceAll(text, controlRegistry, s.cfg.Registry+"/")
 }
 
 // Find returns the environment that a person means by NAME, NAME.WORKSPACE or
@@ -68,7 +77,7 @@ func (s *Service) Find(ctx context.Context, c auth.Caller, name string) (Environ
 	}
 	switch {
 	case len(mine) == 1:
-		return shown(c, mine[0]), nil
+		return s.shown(c, mine[0]), nil
 	case len(mine) == 0 && !qualified:
 		return Environment{}, errs.Ef(errs.NotFound, "There is no environment %.80s that you may use; see: remotegpu env ls", name)
 	case len(mine) == 0:
@@ -104,6 +113,9 @@ func (s *Service) Events(ctx context.Context, c auth.Caller, workspace, nameOrID
 		all, err := events(ctx, s.pool, e.ID, after)
 		if err != nil || len(all) > 0 || wait <= 0 {
 			stop()
+			for i := range all {
+				all[i].Message = s.named(all[i].Message)
+			}
 			return all, err
 		}
 		select {

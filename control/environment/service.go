@@ -192,6 +192,7 @@ func (s *Service) change(ctx context.Context, c auth.Caller, workspace, nameOrID
 		return audit.Record(ctx, tx, c, auth.EnvironmentWrite, e.ID, ws, map[string]any{"op": op, "name": e.Name})
 	})
 	e.present()
+	e.Image, e.Message = s.named(e.Image), s.named(e.Message)
 	return e, err
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/remotegpu/remotegpu/broker"
 	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/errs"
+	"github.com/remotegpu/remotegpu/control/pg"
 	"github.com/remotegpu/remotegpu/control/web"
 	"github.com/remotegpu/remotegpu/control/workspace"
 	"github.com/remotegpu/remotegpu/protocol"
@@ -39,24 +41,51 @@ func (s *Server) authenticate(r *http.Request) (auth.Caller, error) {
 
 // mqttPrincipal finds out who connects to the broker.
 func (s *Server) mqttPrincipal(ctx context.Context, c broker.Credentials) (broker.Principal, error) {
+	caller, err := s.mqttCaller(ctx, c)
+	if pg.IsAway(err) {
+		return broker.Principal{}, fmt.Errorf("%w: %w", broker.ErrUnavailable, err)
+	}
+	p := broker.Principal{Kind: broker.KindUser, ID: caller.ID, Admin: caller.Admin, Workspaces: caller.Workspaces()}
+	switch {
+	case caller.Kind == auth.KindHost:
+		p = broker.Principal{Kind: broker.KindHost, ID: caller.ID}
+	case caller.Token != "":
+		p.Kind, p.ID = broker.KindToken, caller.Token // so that revoking the token cuts it
+	}
+	return p, err
+}
+
+func (s *Server) mqttCaller(ctx context.Context, c broker.Credentials) (auth.Caller, error) {
 	switch c.User {
 	case protocol.MQTTUserHost:
-		h, err := s.hosts.Authenticate(ctx, string(c.Password), protocol.AudienceMQTT)
-		return broker.Principal{Kind: broker.KindHost, ID: h.ID}, err
+		return s.hosts.Authenticate(ctx, string(c.Password), protocol.AudienceMQTT)
 	case protocol.MQTTUserToken:
-		u, err := s.Accounts.BySecret(ctx, string(c.Password))
-		return principal(u), err
+		return s.Accounts.BySecret(ctx, string(c.Password))
 	}
 	u, err := s.Accounts.CheckPassword(ctx, c.Remote.String(), c.User, string(c.Password))
 	if err != nil {
-		return broker.Principal{}, err
+		return auth.Caller{}, err
 	}
-	caller, err := s.Accounts.ByUser(ctx, u)
-	return principal(caller), err
+	return s.Accounts.ByUser(ctx, u)
 }
 
-func principal(c auth.Caller) broker.Principal {
-	return broker.Principal{Kind: broker.KindUser, ID: c.ID, Admin: c.Admin, Workspaces: c.Workspaces()}
+// mqttRemote is the address that a proxy in front saw; nil without one.
+func (s *Server) mqttRemote() func(*http.Request) netip.Addr {
+	if !s.cfg.PlainHTTP {
+		return nil
+	}
+	return func(r *http.Request) netip.Addr {
+		addr, _ := netip.ParseAddr(auth.From(r.Context()).Remote) // a proxy that sends nonsense gives no address
+		return addr
+	}
+}
+
+// cut ends the MQTT connections of a token or user whose rights have shrunk:
+// they are read at CONNECT only.
+func (s *Server) cut(id string) {
+	if id != "" {
+		s.broker.Disconnect(id)
+	}
 }
 
 // askHost asks an agent over MQTT to dial a stream.

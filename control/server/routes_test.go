@@ -254,3 +254,22 @@ func TestStrangersCannotTellWorkspacesApart(t *testing.T) {
 		}
 	}
 }
+
+// TestZeroBytes: what PostgreSQL cannot keep is the caller's mistake, not ours.
+func TestZeroBytes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, l := range table {
+		if l.least == anybody || l.least == agentOnly || l.basic {
+			continue
+		}
+		method, path := l.request(w, "%00")
+		for _, name := range []string{w.target, "box", "none", w.ids["stranger"]} {
+			path = strings.ReplaceAll(path, "/"+name, "/%00")
+		}
+		body := strings.NewReplacer(`"box"`, `"\u0000"`, `"a"`, `"\u0000"`, `"new"`, `"\u0000"`, `"ci"`, `"\u0000"`).Replace(l.body)
+		if status, answer := w.ask(method, path, body, w.login(l, "platform")); status == http.StatusInternalServerError {
+			t.Errorf("%s %s: %s", method, path, answer)
+		}
+	}
+}

@@ -132,7 +132,7 @@ func (s *Server) wire(ctx context.Context) (err error) {
 	s.envs = environment.New(s.pool, environment.Config{
 		Resolve: s.Workspaces.Resolve, Scheduler: s.scheduler, Registry: s.cfg.hostPort(), Publish: s.publishEvent,
 	}, s.log)
-	if s.broker, err = broker.New(broker.Config{Authenticate: s.mqttPrincipal, Log: s.log}); err != nil {
+	if s.broker, err = broker.New(broker.Config{Authenticate: s.mqttPrincipal, Remote: s.mqttRemote(), Log: s.log}); err != nil {
 		return err
 	}
 	s.dispatch = dispatch.New(s.pool, dispatch.Config{
@@ -184,12 +184,15 @@ func (s *Server) routes() {
 // Run serves until ctx ends, then lets what is under way finish for a moment.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.closeDatabase()
+	defer s.hub.Close()
+	defer s.broker.Close()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.serveHTTP(ctx) })
 	g.Go(func() error { return s.serveSSH(ctx) })
 	if s.cfg.MQTTListen != "" {
 		g.Go(func() error { return s.serveMQTT(ctx) })
 	}
+	g.Go(func() error { return pg.Listen(ctx, s.pool, account.Revoked, s.cut) })
 	g.Go(func() error { return audit.Run(ctx, s.pool, s.log) })
 	g.Go(func() error { return s.hosts.Run(ctx) })
 	g.Go(func() error { return s.scheduler.Run(ctx) })

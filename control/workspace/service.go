@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/remotegpu/remotegpu/control/account"
 	"github.com/remotegpu/remotegpu/control/audit"
 	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/errs"
@@ -142,7 +143,10 @@ func (s *Service) change(ctx context.Context, c auth.Caller, workspace, user str
 		} else if n == 0 {
 			return errs.E(errs.Conflict, "A workspace needs an owner; make somebody else owner first.")
 		}
-		return audit.Record(ctx, tx, c, auth.MemberWrite, id, w.ID, map[string]any{"role": role, "before": before})
+		if err := audit.Record(ctx, tx, c, auth.MemberWrite, id, w.ID, map[string]any{"role": role, "before": before}); err != nil {
+			return err
+		}
+		return pg.Notify(ctx, tx, account.Revoked, id)
 	})
 }
 
