@@ -200,6 +200,7 @@ func (l *Link) connectPacket(ctx context.Context, cp *paho.Connect) (*paho.Conne
 	if err := l.measureClock(ctx); err != nil {
 		return nil, err
 	}
+	l.cfg.Store.CountFrom(l.cfg.Server.Now())
 	l.epoch.Store(l.cfg.Store.NextEpoch())
 	will, err := protocol.Marshal(l.presence(false))
 	if err != nil {

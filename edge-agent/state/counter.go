@@ -23,8 +23,9 @@ const (
 
 // counters is state.json.
 //
-// Counters start at the time in Unix milliseconds and grow by one: should the
-// file be lost, the next start is beyond all that was used before.
+// Counters start at the control plane's time in Unix milliseconds, by CountFrom,
+// and grow by one: should the file be lost, or the host's clock go back, the next
+// start is beyond all that was used before.
 type counters struct {
 	Host       string           `json:"host,omitempty"`       // whose generation it is
 	Generation uint64           `json:"generation,omitempty"` // highest that was obeyed; nothing below is
@@ -35,6 +36,8 @@ type counters struct {
 	Events     []protocol.Event `json:"events,omitempty"`     // not acknowledged, oldest first
 
 	statusUsed uint64 // ≤ StatusSeq
+	loaded     uint64 // EventSeq of the file; what is above it was sent to nobody
+	counting   bool   // CountFrom was called
 }
 
 // bind says whose generation is counted; a new host begins anew.
@@ -61,15 +64,39 @@ func (s *Store) loadCounters(aside func(name string, cause error) error) error {
 			return err
 		}
 	}
-	c, start := &s.counters, uint64(max(time.Now().UnixMilli(), 1))
-	c.Epoch, c.EventSeq = max(c.Epoch, start), max(c.EventSeq, start)
-	c.StatusSeq = max(c.StatusSeq, start)
-	c.statusUsed = c.StatusSeq
+	s.counters.statusUsed, s.counters.loaded = s.counters.StatusSeq, s.counters.EventSeq
 	return nil
 }
 
+// CountFrom lifts the counters to now, the control plane's time, once in the life
+// of a Store and before anything is sent: what state.json has lost was used
+// before now. The host's own clock will not do: it may be wrong today and right
+// tomorrow.
+func (s *Store) CountFrom(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, start := &s.counters, uint64(max(now.UnixMilli(), 1))
+	if c.counting {
+		return
+	}
+	c.counting = true
+	c.Epoch = max(c.Epoch, start)
+	if c.StatusSeq < start {
+		c.StatusSeq, c.statusUsed = start, start
+	}
+	if c.loaded < start {
+		for i := range c.Events {
+			if c.Events[i].Seq > c.loaded {
+				c.Events[i].Seq += start - c.loaded
+			}
+		}
+		c.EventSeq += start - c.loaded
+	}
+	s.save()
+}
+
 // save writes state.json. A failure is an event once, and tried again with the
-// next change: counters are safe without it as long as the clock runs forward.
+// next change: counters are safe without it by CountFrom.
 func (s *Store) save() {
 	raw, err := json.Marshal(&s.counters)
 	if err == nil {
