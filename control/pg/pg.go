@@ -125,6 +125,13 @@ func IsAway(err error) bool {
 	return connecting || broken
 }
 
+// IsText reports whether err says that a text cannot be kept: it has a zero byte
+// or is not UTF-8.
+func IsText(err error) bool {
+	code := Code(err)
+	return code == "22021" || code == "22P05" // in text, in JSON
+}
+
 // IsNone reports whether err says that a query returned no row.
 func IsNone(err error) bool { return errors.Is(err, pgx.ErrNoRows) }
 

@@ -165,7 +165,7 @@ var statuses = map[errs.Kind]int{
 	errs.Unavailable:     http.StatusServiceUnavailable,
 }
 
-// problem logs what nobody foresaw and returns what the caller may know.
+// problem makes the answer of a Register route that has failed.
 func (a *API) problem(ctx context.Context, err error) error {
 	kind, text := a.judge(RequestID(ctx), err)
 	return huma.NewError(statuses[kind], text)
@@ -176,6 +176,9 @@ func (a *API) judge(req string, err error) (errs.Kind, string) {
 	kind, text := errs.KindOf(err), errs.Text(err)
 	if kind != errs.Internal {
 		return kind, text
+	}
+	if pg.IsText(err) {
+		return errs.Invalid, "A text in the request has a zero byte or is not UTF-8; leave it out."
 	}
 	a.log.Error("request failed", "req", req, "err", err)
 	if pg.IsAway(err) {
