@@ -11,7 +11,7 @@ import (
 // a shell in a container on it.
 func TestTwoNATs(t *testing.T) {
 	w := newWorld(t)
-	p, m := w.newPlane(), w.machine()
+	p, m := w.newPlane("--mqtt-listen", srvAddr+":8883"), w.machine()
 	t.Cleanup(func() { m.dump(t) })
 	p.login()
 	p.pushBusybox()
@@ -118,7 +118,37 @@ puts "status $status"'`, "SSH", strings.Replace(ssh, "ssh ", "ssh -tt ", 1)))
 			t.Errorf("a GPU that was not asked for: %s", out)
 		}
 	})
+	t.Run("standard MQTT", func(t *testing.T) { standardMQTT(t, p) })
 	t.Run("again and away", func(t *testing.T) { againAndAway(t, p, m) })
+}
+
+// standardMQTT follows the fleet as an integration does, also over a restart of
+// the server.
+func standardMQTT(t *testing.T, p *plane) {
+	w := p.w
+	w.in("client", "curl -fsSk "+p.url+"/install.sh | sed -n \"/^CA_PEM='/,/'$/p\" | sed \"s/^CA_PEM='//; s/'$//\" >"+w.dir+"/ca.pem")
+	token := w.in("client", "remotegpu token create mqtt")
+	sub := "mosquitto_sub -V 5 -h " + srvAddr + " -p 8883 --cafile " + w.dir + "/ca.pem -u token -P " + token + " -W 20 -F '%t %r %p' "
+	presence := sub + "-C 1 -t rg/v1/hosts/+/presence"
+	if out := w.in("client", presence); !strings.Contains(out, "/presence 1 ") {
+		t.Errorf("presence is not retained: %q", out)
+	}
+	events := w.start("client", "events.log", "sh", "-c", sub+"-C 1 -t 'rg/v1/workspaces/+/events/#'")
+	time.Sleep(time.Second) // until it has subscribed
+	w.in("client", "remotegpu env restart two")
+	events.Wait()
+	if got := tail(filepath.Join(w.dir, "events.log")); !strings.Contains(got, "/events/environment/") || !strings.Contains(got, `"two"`) {
+		t.Errorf("event: %q", got)
+	}
+	p.kill()
+	p.start()
+	eventually(t, 20*time.Second, "presence after a restart", func() string {
+		if out, _ := w.try("client", presence); !strings.Contains(out, "/presence 1 ") {
+			return out
+		}
+		return ""
+	})
+	p.waitPhase("one", "running", 30*time.Second)
 }
 
 // againAndAway runs the install line a second time, and then uninstalls.

@@ -195,6 +195,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return pg.Listen(ctx, s.pool, account.Revoked, s.cut) })
 	g.Go(func() error { return audit.Run(ctx, s.pool, s.log) })
 	g.Go(func() error { return s.hosts.Run(ctx) })
+	g.Go(func() error { return s.keepPresence(ctx) })
 	g.Go(func() error { return s.scheduler.Run(ctx) })
 	g.Go(func() error { return s.envs.Run(ctx) })
 	g.Go(func() error { return s.dispatch.Run(ctx) })

@@ -1,0 +1,32 @@
+package host
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/remotegpu/remotegpu/protocol"
+)
+
+// Seen is whether a host is there, by its newest connection.
+type Seen struct {
+	Host     string
+	Presence protocol.Presence
+}
+
+// Presences returns who is there, for integrations: one host, or all when id is
+// empty. Retired hosts are not.
+func (s *Service) Presences(ctx context.Context, id string) ([]Seen, error) {
+	rows, err := s.pool.Query(ctx, "select id, epoch, online and state <> 'retired' from hosts where $1 in ('', id)", id)
+	if err != nil {
+		return nil, fmt.Errorf("read presences: %w", err)
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (Seen, error) {
+		seen := Seen{Presence: protocol.Presence{Version: protocol.Version}}
+		var epoch int64
+		err := row.Scan(&seen.Host, &epoch, &seen.Presence.Online)
+		seen.Presence.Epoch = uint64(epoch)
+		return seen, err
+	})
+}

@@ -1,0 +1,39 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	"github.com/remotegpu/remotegpu/broker"
+	"github.com/remotegpu/remotegpu/control/host"
+	"github.com/remotegpu/remotegpu/control/pg"
+	"github.com/remotegpu/remotegpu/protocol"
+)
+
+// keepPresence keeps the retained copy of every host's presence that
+// integrations read. It is made anew from the database at start, so a restart
+// loses none, and every replica's broker has it.
+func (s *Server) keepPresence(ctx context.Context) error {
+	return pg.Listen(ctx, s.pool, host.Changed, func(id string) {
+		within, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		all, err := s.hosts.Presences(within, id)
+		if err != nil {
+			s.log.Error("retain presence", "host", id, "err", err)
+			return
+		}
+		for _, seen := range all {
+			if err := s.retainPresence(seen); err != nil {
+				s.log.Error("retain presence", "host", seen.Host, "err", err)
+			}
+		}
+	})
+}
+
+func (s *Server) retainPresence(seen host.Seen) error {
+	b, err := protocol.Marshal(seen.Presence)
+	if err != nil {
+		return err
+	}
+	return s.broker.Publish(broker.Message{Topic: protocol.HostTopic(seen.Host, protocol.TopicPresence), Payload: b, Retain: true})
+}
