@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -33,7 +34,7 @@ func TestSignatures(t *testing.T) {
 	crt, key := filepath.Join(w.dir, "srv.crt"), filepath.Join(w.dir, "srv.key")
 	w.must("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30",
 		"-keyout", key, "-out", crt, "-subj", "/CN="+srvAddr, "-addext", "subjectAltName=IP:"+srvAddr)
-	p, m := w.newPlane("--tls-cert", crt, "--tls-key", key), w.machine()
+	p, m := w.newPlane("--tls-cert", crt, "--tls-key", key, "--mqtt-listen", srvAddr+":8883"), w.machine()
 	t.Cleanup(func() { m.dump(t) })
 	p.login()
 	p.pushBusybox()
@@ -42,6 +43,7 @@ func TestSignatures(t *testing.T) {
 	before := p.life(m, "keep")
 	host := p.env("keep").Host
 	generation, real := p.secrets(host)
+	adminPublishes(t, p, crt, protocol.HostTopic(host, protocol.TopicDesired))
 	_, stolen, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -106,6 +108,21 @@ func TestSignatures(t *testing.T) {
 	w.in("client", "remotegpu env create after --image "+busyboxImage)
 	if out := w.in("client", "remotegpu ssh after -- echo obeyed"); out != "obeyed" {
 		t.Errorf("the agent does not go on: %q", out)
+	}
+}
+
+// adminPublishes tries, with a platform admin's token, what only the control
+// plane may do.
+func adminPublishes(t *testing.T, p *plane, crt, topic string) {
+	token := p.w.in("client", "remotegpu token create mqtt")
+	for _, tt := range []struct{ name, password, want string }{
+		{"an admin's token", token, "Not authorized"},
+		{"a wrong token", "rgt_wrong", "Bad User Name or Password"},
+	} {
+		out, err := p.w.try("client", "mosquitto_pub -V 5 -h "+srvAddr+" -p 8883 --cafile "+crt+" -u "+protocol.MQTTUserToken+" -P "+tt.password+" -q 1 -t "+topic+" -m obey")
+		if !strings.Contains(out, tt.want) {
+			t.Errorf("publishing to %s with %s: %v, %q lacks %q", topic, tt.name, err, out, tt.want)
+		}
 	}
 }
 
