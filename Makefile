@@ -19,7 +19,7 @@ CC_amd64 := $(if $(filter amd64,$(ARCH)),gcc,x86_64-linux-gnu-gcc)
 CC_arm64 := $(if $(filter arm64,$(ARCH)),gcc,aarch64-linux-gnu-gcc)
 
 .DEFAULT_GOAL := help
-.PHONY: help up down build dl release test e2e lint bench bench-quick clean
+.PHONY: help up down build dl release desktop-image browser test e2e bare lint bench bench-quick clean
 
 help: ## what there is to make
 	@echo "RemoteGPU: one private GPU cloud from machines behind NAT."
@@ -50,7 +50,7 @@ release: dist/amd64 dist/arm64 ## signed programs for amd64 and arm64, in dist/
 	@find dist -type f | sort | xargs ls -lh | awk '{ print $$5 "\t" $$9 }'
 
 .PHONY: dist/amd64 dist/arm64
-dist/%:
+dist/amd64 dist/arm64: dist/%:
 	@mkdir -p $@
 	GOOS=linux GOARCH=$* $(STATIC) -o $@/remotegpu ./control
 	GOOS=linux GOARCH=$* $(STATIC) -o $@/remotegpu-agent ./edge-agent
@@ -61,6 +61,13 @@ dist/%:
 		echo "no $(CC_$*): the release for $* comes without remotegpu-nvml, so its hosts see no GPUs"; \
 	fi
 
+desktop-image: ## an image with a desktop that is reached by RDP, in run/images
+	@deploy/deps.sh up >&2
+	@GO=$(GO) deploy/images/build.sh desktop $${RG_RUN:-run}/images
+
+browser: ## the pages that tests open in Chromium, in e2e/browser/dist
+	@cd e2e/browser && { cmp -s package-lock.json node_modules/.locked || { npm ci --ignore-scripts --no-audit --no-fund && cp package-lock.json node_modules/.locked; }; } && npm run --silent build -- --logLevel warn
+
 test: ## every test: Go with the race detector, scripts, end to end
 	@deploy/deps.sh test
 	$(GO) vet ./...
@@ -70,8 +77,11 @@ test: ## every test: Go with the race detector, scripts, end to end
 
 e2e: ## the end-to-end tests alone: real programs, namespaces, containers
 	@deploy/deps.sh test
-	@$(MAKE) --no-print-directory dl
-	RG_E2E=1 $(GO) test -count=1 -timeout 20m ./e2e/...
+	@$(MAKE) --no-print-directory dl browser desktop-image
+	RG_E2E=1 $(GO) test -count=1 -timeout 40m ./e2e/...
+
+bare: ## README's first command on a Debian machine with nothing installed but git, make and Go
+	@deploy/bare.sh
 
 lint: ## gofmt, vet, staticcheck, shellcheck
 	@deploy/deps.sh lint
@@ -82,10 +92,14 @@ lint: ## gofmt, vet, staticcheck, shellcheck
 	shellcheck $$(git ls-files '*.sh' .ci)
 
 bench: ## all benchmarks: a table, and run/bench.json
-	@deploy/bench.sh
+	@deploy/deps.sh test
+	@$(MAKE) --no-print-directory build browser desktop-image
+	$(GO) run ./e2e/bench
 
-bench-quick: ## the same in under five minutes
-	@deploy/bench.sh --quick
+bench-quick: ## the same, less often repeated
+	@deploy/deps.sh test
+	@$(MAKE) --no-print-directory build browser desktop-image
+	$(GO) run ./e2e/bench -quick
 
 clean: ## remove what was built; run/ with its data stays
 	rm -rf bin dist

@@ -44,14 +44,14 @@ var wholes = []string{"control/servertest", "e2e"}
 var layers = map[string][][]string{
 	"protocol": {
 		{"protocol"},
-		{"protocol/tunnel"},
+		{"protocol/resume", "protocol/sshd", "protocol/tunnel"},
 	},
 	"broker": {{"broker"}},
 	"control": {
-		{"control/errs"},
+		{"control/terminal", "control/errs", "control/forward"},
 		{"control/pg"},
 		{"control/pgtest"},
-		{"control/auth", "control/keys"},
+		{"control/auth", "control/keys", "control/ticket"},
 		{"control/web"},
 		{"control/audit"},
 		{"control/account"},
@@ -59,16 +59,17 @@ var layers = map[string][][]string{
 		{"control/host"},
 		{"control/dispatch"},
 		{"control/scheduler"},
-		{"control/environment"},
+		{"control/environment", "control/recording"},
 		{"control/access", "control/registry"},
+		{"control/app", "control/rdp"},
 		{"control/server"},
 		{"control/servertest"},
 		{"control/cli"},
 		{"control"},
 	},
 	"edge-agent": {
-		{"edge-agent/gpu/wire", "edge-agent/reach", "edge-agent/reconcile", "edge-agent/ctr/logs", "edge-agent/network", "edge-agent/relay", "edge-agent/supervise"},
-		{"edge-agent/gpu", "edge-agent/state", "edge-agent/ctr"},
+		{"edge-agent/gpu/wire", "edge-agent/reach", "edge-agent/reconcile", "edge-agent/ctr/logs", "edge-agent/helper/files", "edge-agent/helper/scrollback", "edge-agent/network", "edge-agent/rdp", "edge-agent/supervise"},
+		{"edge-agent/gpu", "edge-agent/state", "edge-agent/ctr", "edge-agent/relay"},
 		{"edge-agent/inventory", "edge-agent/enroll", "edge-agent/link", "edge-agent/nvml", "edge-agent/helper"},
 		{"edge-agent/agent"},
 		{"edge-agent"},
@@ -76,7 +77,7 @@ var layers = map[string][][]string{
 	"console":    {{"console"}},
 	"installers": {{"installers"}},
 	"deploy":     {{"deploy/images/oci"}},
-	"e2e":        {{"e2e"}},
+	"e2e":        {{"e2e"}, {"e2e/bench"}},
 }
 
 // outside are packages of others that only some of ours may import.
@@ -95,7 +96,7 @@ var outside = []struct {
 }
 
 // helperMay is all that goes into the program in every container.
-var helperMay = []string{"github.com/creack/pty", "golang.org/x/sys/", module + "protocol"}
+var helperMay = []string{"github.com/creack/pty", "github.com/pkg/sftp", "golang.org/x/sys/", module + "protocol", module + "edge-agent/helper/"}
 
 // tables says which package writes which tables. Reading is free.
 var tables = map[string][]string{
@@ -107,6 +108,9 @@ var tables = map[string][]string{
 	"control/environment": {"environments", "environment_events", "environment_reports"},
 	"control/scheduler":   {"host_allocations", "gpu_allocations", "placement_queue", "placements", "scheduler_settings"},
 	"control/dispatch":    {"desired_documents"},
+	"control/ticket":      {"tickets"},
+	"control/recording":   {"recordings", "recording_policies"},
+	"control/app":         {"apps"},
 }
 
 // Limits; what is over one of them today stands in tooLarge with its size,
@@ -263,7 +267,7 @@ func TestImportsOfOthers(t *testing.T) {
 				}
 			}
 			standard := !strings.Contains(strings.Split(name, "/")[0], ".")
-			if f.dir == "edge-agent/helper" && !f.test && !standard && !slices.ContainsFunc(helperMay, func(p string) bool { return strings.HasPrefix(name, p) }) {
+			if within(f.dir, []string{"edge-agent/helper"}) && !f.test && !standard && !slices.ContainsFunc(helperMay, func(p string) bool { return strings.HasPrefix(name, p) }) {
 				t.Errorf("%s imports %s: this program is in every container and stays small", f.path, name)
 			}
 			if f.dir == "protocol" && !f.test && slices.Contains([]string{"net", "net/http", "os"}, name) {
@@ -318,6 +322,40 @@ func TestNamesSayWhatIsInside(t *testing.T) {
 	}
 }
 
+// TestLogsNameByID: what is logged as user, env, host or workspace is its id, so
+// that one search finds all of it; a name goes under name.
+func TestLogsNameByID(t *testing.T) {
+	named := regexp.MustCompile(`(?i)(name|email)$`)
+	for _, f := range load(t) {
+		ast.Inspect(f.syntax, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok || f.test {
+				return true
+			}
+			if fun, ok := call.Fun.(*ast.SelectorExpr); !ok || !slices.Contains([]string{"Debug", "Info", "Warn", "Error", "With"}, fun.Sel.Name) {
+				return true
+			}
+			for i := 0; i+1 < len(call.Args); i++ {
+				key, ok := call.Args[i].(*ast.BasicLit)
+				if !ok || !slices.Contains([]string{`"user"`, `"env"`, `"host"`, `"workspace"`}, key.Value) {
+					continue
+				}
+				value := ""
+				switch v := call.Args[i+1].(type) {
+				case *ast.Ident:
+					value = v.Name
+				case *ast.SelectorExpr:
+					value = v.Sel.Name
+				}
+				if named.MatchString(value) {
+					t.Errorf("%s: %s is logged as %s: log its id, or call it name", f.set.Position(key.Pos()), value, key.Value)
+				}
+			}
+			return true
+		})
+	}
+}
+
 func TestNothingIsTooLarge(t *testing.T) {
 	found, files := make(map[string]int), make(map[string]int)
 	check := func(what string, size, limit int, unit string) {
@@ -364,6 +402,7 @@ func TestNothingIsTooLarge(t *testing.T) {
 var (
 	writePattern  = regexp.MustCompile(`(?is)\b(?:insert\s+into|delete\s+from|truncate(?:\s+table)?|merge\s+into)\s+([a-z_]+)|\bupdate\s+(?:only\s+)?([a-z_]+)\s+(?:as\s+)?(?:[a-z_]+\s+)?set\b`)
 	createPattern = regexp.MustCompile(`(?i)create\s+table\s+(?:if\s+not\s+exists\s+)?([a-z_]+)`)
+	dropPattern   = regexp.MustCompile(`(?i)drop\s+table\s+(?:if\s+exists\s+)?([a-z_]+)`)
 )
 
 // writes returns the tables that a piece of SQL writes.
@@ -442,7 +481,7 @@ func tablesWritten(n ast.Node) []string {
 // and every owned table to be made.
 func checkMigrations(t *testing.T, owner map[string]string) {
 	t.Helper()
-	made := make(map[string]bool)
+	made := make(map[string]string) // in which script
 	scripts, err := filepath.Glob("control/pg/migrations/*.sql")
 	if err != nil {
 		t.Fatal(err)
@@ -453,14 +492,19 @@ func checkMigrations(t *testing.T, owner map[string]string) {
 			t.Fatal(err)
 		}
 		for _, m := range createPattern.FindAllStringSubmatch(string(text), -1) {
-			made[m[1]] = true
-			if owner[m[1]] == "" {
-				t.Errorf("%s makes table %s: say in tables (arch_test.go) which package writes it", script, m[1])
-			}
+			made[m[1]] = script
+		}
+		for _, m := range dropPattern.FindAllStringSubmatch(string(text), -1) {
+			delete(made, m[1])
+		}
+	}
+	for table, script := range made {
+		if owner[table] == "" {
+			t.Errorf("%s makes table %s: say in tables (arch_test.go) which package writes it", script, table)
 		}
 	}
 	for table, dir := range owner {
-		if !made[table] && len(scripts) > 0 {
+		if made[table] == "" && len(scripts) > 0 {
 			t.Errorf("tables (arch_test.go) gives %s to %s, but no migration makes it", table, dir)
 		}
 	}

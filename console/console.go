@@ -10,7 +10,7 @@ import (
 	"net/http"
 )
 
-//go:embed index.html front.js front.css
+//go:embed index.html front.js front.css login.html login.js player.js terminal.js
 var files embed.FS
 
 // policy lets the page load its own files and nothing else.
@@ -18,7 +18,15 @@ const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect
 
 // Handler serves the console's files.
 func Handler() http.Handler {
-	serve := http.FileServerFS(files)
+	return guarded(http.FileServerFS(files))
+}
+
+// Login is the page that logs in to an app, whatever its path.
+func Login() http.Handler {
+	return guarded(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.ServeFileFS(w, r, files, "login.html") }))
+}
+
+func guarded(serve http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Security-Policy", policy)
 		w.Header().Set("Cache-Control", "no-cache")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a make target needs and this machine lacks, on Debian and Ubuntu:
 #
-#   deploy/deps.sh up|test|lint
+#   deploy/deps.sh up|test|lint|bare
 #
 # Elsewhere it says what to install. What a GPU host needs (containerd, runc, CNI
 # plugins) is not here: install.sh gets it, as on every host.
@@ -10,7 +10,8 @@ set -euo pipefail
 have() { command -v "$1" >/dev/null 2>&1; }
 
 missing=()
-# want CHECK PACKAGE… notes packages when the command CHECK fails.
+# want CHECK PACKAGE… notes packages when the command CHECK fails; of A|B it is
+# the first that the release has.
 want() {
 	eval "$1" >/dev/null 2>&1 || missing+=("${@:2}")
 }
@@ -54,10 +55,35 @@ for_test() {
 	want 'have mosquitto_pub' mosquitto-clients
 	want 'have busybox' busybox-static
 	want 'have ps && have sysctl' procps
+	want 'have expect' expect
 	want 'have git' git
+	want 'have rsync' rsync
+	want 'have socat' socat
+	want 'test -x /usr/bin/docker' 'docker-cli|docker.io'
+	want 'have dockerd' docker.io
+	want 'test -x /usr/sbin/sshd' openssh-server openssh-sftp-server
 	want 'have python3' python3
-	# A browser only for tests that use one.
-	if compgen -G 'console/**/*.spec.ts' >/dev/null; then want 'have chromium' chromium; fi
+	want 'have chromium' chromium
+	want 'have node && have npm' nodejs npm
+	want 'have xfreerdp3 || have xfreerdp' 'freerdp2-x11|freerdp3-x11'
+	want 'have freerdp-shadow-cli3 || have freerdp-shadow-cli' 'freerdp2-shadow-x11|freerdp3-shadow-x11'
+	want 'have Xvfb' xvfb
+	want 'have xclock' x11-apps
+	want 'have xdotool' xdotool
+	want 'have xclip' xclip
+	want 'have xauth' xauth
+	want 'have xdpyinfo' x11-utils
+	want 'have ansible' ansible-core
+	want 'have import' imagemagick
+}
+
+for_bare() {
+	go_ready
+	want 'have mmdebstrap' mmdebstrap
+	want 'test -e /usr/share/keyrings/debian-archive-keyring.gpg' debian-archive-keyring
+	want 'have slirp4netns' slirp4netns
+	want 'have ip' iproute2
+	want 'have git' git
 }
 
 for_lint() {
@@ -77,6 +103,17 @@ no_services() {
 	echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.d/remotegpu.conf
 }
 
+# choose replaces each A|B in missing.
+choose() {
+	local i package
+	for i in "${!missing[@]}"; do
+		for package in ${missing[i]//|/ }; do
+			! apt-cache show "$package" >/dev/null 2>&1 || break
+		done
+		missing[i]=$package
+	done
+}
+
 install_missing() {
 	have apt-get || {
 		echo "deps: please install what provides: ${missing[*]} (names of Debian packages), then run this again." >&2
@@ -86,12 +123,13 @@ install_missing() {
 		echo "deps: packages are missing (${missing[*]}): run this as root once, or install them." >&2
 		exit 1
 	}
-	echo "installing ${missing[*]}"
 	no_services
 	export DEBIAN_FRONTEND=noninteractive
 	local log
 	log=$(mktemp)
 	apt-get -qq -o DPkg::Lock::Timeout=300 update >"$log" 2>&1 || true
+	choose
+	echo "installing ${missing[*]}"
 	apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends --no-remove "${missing[@]}" >>"$log" 2>&1 || {
 		tail -n 20 "$log" >&2
 		echo "deps: apt-get could not install ${missing[*]}: see the lines above, mend it, then run this again." >&2
@@ -104,8 +142,9 @@ case ${1:-} in
 up) for_up ;;
 test) for_test ;;
 lint) for_lint ;;
+bare) for_bare ;;
 *)
-	echo "usage: deploy/deps.sh up|test|lint" >&2
+	echo "usage: deploy/deps.sh up|test|lint|bare" >&2
 	exit 2
 	;;
 esac

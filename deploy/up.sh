@@ -48,15 +48,18 @@ server_failed() {
 
 login() {
 	local first=$RUN/server/first-login.json
-	curl -fsSk "$URL/install.sh" | sed -n "/^CA_PEM='/,/'\$/p" | sed "s/^CA_PEM='//; s/'\$//" >"$RUN/ca.pem"
+	curl -fsSk -o "$RUN/ca.pem" "$URL/ca.pem"
 	[ -s "$RUN/token" ] && rg host ls >/dev/null 2>&1 && return
-	[ -s "$first" ] || die "$first is not there, so the first login is unknown; a server that was never used can start anew after 'rm -r $RUN/server'."
+	[ -s "$first" ] || die "$first is not there, so the first login is unknown; a server that was never used can start anew after 'make down; rm -r $RUN/server $(database_elsewhere)'."
 	RG_USER=$(json "$first" email)
 	RG_PASSWORD=$(json "$first" password)
 	step "logging in as $RG_USER"
 	printf '%s\n' "$RG_PASSWORD" | rg login "$URL" --ca "$RUN/ca.pem" --email "$RG_USER" --password-stdin >/dev/null
 	(umask 077 && rg token create make-up >"$RUN/token")
 }
+
+# database_elsewhere prints where the database is when its user cannot reach $RUN.
+database_elsewhere() { sed -n 's/.*"msg":"database lives elsewhere[^"]*","dir":"\([^"]*\)".*/\1/p' "$SERVER_LOG" | tail -n 1; }
 
 # json FILE KEY prints the first text under KEY; our files hold no quotes in them.
 json() { sed -n "s/.*\"$2\": *\"\([^\"]*\)\".*/\1/p" "$1" | head -n 1; }

@@ -10,7 +10,8 @@ import (
 // sentence where the person looks, and lose nothing.
 func TestBadInput(t *testing.T) {
 	w := newWorld(t)
-	p, m := w.newPlane(), w.machine()
+	recordings, flags := w.recordingsOn("1m")
+	p, m := w.newPlane(flags...), w.machine()
 	t.Cleanup(func() { m.dump(t) })
 	p.login()
 	p.pushBusybox()
@@ -97,6 +98,8 @@ func TestBadInput(t *testing.T) {
 	if !strings.Contains(out, "remotegpu key add") {
 		t.Errorf("a key that is not registered: %s", out)
 	}
+
+	t.Run("recording store full", func(t *testing.T) { recordingStoreFull(t, p, recordings, key) })
 
 	// State on the host that is damaged: set aside, told, and nothing lost.
 	m.kill(t, "remotegpu-agent run")

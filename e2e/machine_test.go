@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"cmp"
 	"context"
 	"os"
 	"os/exec"
@@ -70,7 +69,7 @@ func (m *machine) boot() {
 // unplug ends all processes of the machine at once and lets go of what a power
 // cut would let go of.
 func (m *machine) unplug() {
-	if m.init.ProcessState != nil {
+	if m.init == nil || m.init.ProcessState != nil {
 		return
 	}
 	if pid := m.first(); pid != 0 {
@@ -90,7 +89,11 @@ func (m *machine) first() int {
 func (m *machine) sh(line string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "nsenter", "-t", strconv.Itoa(m.first()), "--mount", "--pid", "--ipc", "--uts", "--net", "--wd="+cmp.Or(m.cwd, "/"), "sh", "-c", line)
+	args := []string{"-t", strconv.Itoa(m.first()), "--mount", "--pid", "--ipc", "--uts", "--net"}
+	if m.cwd != "" {
+		args = append(args, "--wd="+m.cwd)
+	}
+	cmd := exec.CommandContext(ctx, "nsenter", append(args, "sh", "-c", line)...)
 	cmd.Env = append(os.Environ(), m.env...)
 	out, err := cmd.CombinedOutput()
 	return strings.TrimSpace(string(out)), err

@@ -3,6 +3,7 @@ package e2e
 import (
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -89,6 +90,20 @@ puts "status $status"'`, "SSH", strings.Replace(ssh, "ssh ", "ssh -tt ", 1)))
 			t.Errorf("ProxyCommand: %q", out)
 		}
 	})
+	t.Run("logs", func(t *testing.T) {
+		w.in("client", "remotegpu env create talks --image "+busyboxImage+" -- sh -c 'for i in 1 2 3 4 5; do echo line $i; done; sleep 1; echo oops >&2; while ! test -e /tmp/more; do sleep 0.1; done; echo more; sleep 1000'")
+		eventually(t, 10*time.Second, "the log", func() string { return p.lacks("remotegpu env logs talks --tail 3", "line 4\nline 5\noops") })
+		w.start("client", "follow.log", "env", "REMOTEGPU_CONFIG="+filepath.Join(w.dir, "cli.json"), filepath.Join(w.bin, "remotegpu"), "env", "logs", "talks", "-f", "--tail", "1")
+		follow := filepath.Join(w.dir, "follow.log")
+		eventually(t, 10*time.Second, "the end of the log", func() string { return strings.TrimPrefix(tail(follow), "oops\n") })
+		w.in("client", "remotegpu ssh talks -- 'echo >/tmp/more'")
+		eventually(t, 10*time.Second, "what is added to the log", func() string { return strings.TrimPrefix(tail(follow), "oops\nmore\n") })
+		w.in("client", "remotegpu env stop talks")
+		if out := w.in("client", "remotegpu env logs talks | tail -n 1"); out != "more" {
+			t.Errorf("the log of a stopped environment ends with %q", out)
+		}
+		w.in("client", "remotegpu env rm talks")
+	})
 	t.Run("no port", func(t *testing.T) {
 		for line := range strings.Lines(m.must("ss -Hltnp")) {
 			if f := strings.Fields(line); !strings.HasPrefix(f[3], "127.") && !strings.HasPrefix(f[3], "[::1]") {
@@ -118,15 +133,36 @@ puts "status $status"'`, "SSH", strings.Replace(ssh, "ssh ", "ssh -tt ", 1)))
 			t.Errorf("a GPU that was not asked for: %s", out)
 		}
 	})
+	t.Run("a stop waits", func(t *testing.T) { stopWaits(t, p, ssh) })
 	t.Run("standard MQTT", func(t *testing.T) { standardMQTT(t, p) })
 	t.Run("again and away", func(t *testing.T) { againAndAway(t, p, m) })
+}
+
+// stopWaits stops the server while a command runs that ends soon.
+func stopWaits(t *testing.T, p *plane, ssh string) {
+	w := p.w
+	log := filepath.Join(w.dir, "under-way.log")
+	command := w.start("client", "under-way.log", "sh", "-c", ssh+" 'echo begun; sleep 3; echo finished'")
+	eventually(t, 10*time.Second, "the command", func() string { return strings.TrimPrefix(tail(log), "begun\n") })
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := command.Wait(); err != nil || tail(log) != "begun\nfinished\n" {
+		t.Errorf("%v, it said %q", err, tail(log))
+	}
+	stopped := time.Now()
+	if err := p.cmd.Wait(); err != nil || time.Since(stopped) > 8*time.Second {
+		t.Errorf("the server stopped %v after the command: %v", time.Since(stopped), err)
+	}
+	p.start()
+	p.waitPhase("one", "running", 30*time.Second)
 }
 
 // standardMQTT follows the fleet as an integration does, also over a restart of
 // the server.
 func standardMQTT(t *testing.T, p *plane) {
 	w := p.w
-	w.in("client", "curl -fsSk "+p.url+"/install.sh | sed -n \"/^CA_PEM='/,/'$/p\" | sed \"s/^CA_PEM='//; s/'$//\" >"+w.dir+"/ca.pem")
+	w.in("client", "curl -fsSk -o "+w.dir+"/ca.pem "+p.url+"/ca.pem")
 	token := w.in("client", "remotegpu token create mqtt")
 	sub := "mosquitto_sub -V 5 -h " + srvAddr + " -p 8883 --cafile " + w.dir + "/ca.pem -u token -P " + token + " -W 20 -F '%t %r %p' "
 	presence := sub + "-C 1 -t rg/v1/hosts/+/presence"

@@ -2,9 +2,11 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -126,25 +128,30 @@ func (p *plane) sshKey() string {
 }
 
 // pidOf returns the pid, as seen from here, of the only process below the
-// machine whose command line has all of words.
+// machine whose command line has all of words. It waits for one that is just
+// being started again: the supervisor takes its time after a few ends in a row.
 func (m *machine) pidOf(t *testing.T, words ...string) int {
 	t.Helper()
 	var found []int
+	eventually(t, 45*time.Second, fmt.Sprintf("one process of the machine is %q", words), func() string {
+		if found = m.running(words); len(found) != 1 {
+			return fmt.Sprintf("they are %d: %v", len(found), found)
+		}
+		return ""
+	})
+	return found[0]
+}
+
+// running returns the machine's processes whose command line has all of words.
+func (m *machine) running(words []string) (found []int) {
 	for _, pid := range m.processes() {
 		b, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
 		line := strings.ReplaceAll(string(b), "\x00", " ")
-		has := true
-		for _, w := range words {
-			has = has && strings.Contains(line, w)
-		}
-		if has {
+		if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
 			found = append(found, pid)
 		}
 	}
-	if len(found) != 1 {
-		t.Fatalf("%d processes of the machine are %q: %v", len(found), words, found)
-	}
-	return found[0]
+	return found
 }
 
 // processes lists the machine's processes: those in its pid namespace.

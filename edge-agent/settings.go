@@ -40,6 +40,7 @@ func (s *settings) register(f *pflag.FlagSet) {
 	f.StringVar(&s.Subnet, "subnet", "10.213.0.0/16", "network that containers get their addresses from")
 	f.StringVar(&s.BridgePrefix, "bridge-prefix", "rg-", "how the names of our network bridges begin")
 	f.StringVar(&s.MQTT, "mqtt", "", "tls://HOST:PORT of a broker beside the server (default: /mqtt of the server)")
+	f.BoolVar(&s.NoHostShell, "no-host-shell", false, "let no platform admin have a shell on this host itself")
 	f.StringVar(&s.logDir, "log-dir", "/var/log/remotegpu", "where supervise writes logs")
 	f.StringVar(&s.logFormat, "log-format", "json", "json or text")
 	f.StringVar(&s.logLevel, "log-level", "info", "debug, info, warn or error")

@@ -535,7 +535,7 @@ uninstall() {
 	fi
 	rm -rf "$RUN_DIR" "$ETC" "$LOGS" "$LIB" "${BIN:?}/$PROGRAM"
 	[ -z "$kept" ] || say "volumes stay in $kept: remove them yourself, or run with --uninstall --purge"
-	say "done; packages stay. The host's entry stays at $URL until you remove it: 'remotegpu host rm NAME'"
+	say "done; packages stay. The host's entry stays at $URL until you retire it: 'remotegpu host retire NAME'"
 }
 
 stop() {

@@ -10,7 +10,8 @@ import (
 // too; decoding checks again so that no transport is trusted.
 const (
 	MaxPayload   = 1 << 20   // bytes, any document on a topic
-	MaxDesired   = 256 << 10 // bytes, a desired document in a message; larger ones are fetched over HTTPS
+	MaxDesired   = 256 << 10 // bytes, a signed document in a message; for larger ones a Reference is sent
+	MaxDocument  = 8 << 20   // bytes, a signed document that is fetched over HTTPS
 	MaxWorkloads = 1024      // in one desired document
 	MaxLabel     = 256       // bytes, a name, label key or value
 	MaxText      = 4 << 10   // bytes, a message for a person
@@ -39,9 +40,11 @@ type validator interface{ Validate() error }
 // Unmarshal decodes data into v, a pointer to a document of this package, and
 // checks its limits. Data over MaxPayload, with duplicate keys, invalid UTF-8,
 // tags or trailing bytes is refused.
-func Unmarshal(data []byte, v any) error {
-	if len(data) > MaxPayload {
-		return fmt.Errorf("document of %d bytes is over the limit of %d", len(data), MaxPayload)
+func Unmarshal(data []byte, v any) error { return unmarshal(data, v, MaxPayload) }
+
+func unmarshal(data []byte, v any, limit int) error {
+	if len(data) > limit {
+		return fmt.Errorf("document of %d bytes is over the limit of %d", len(data), limit)
 	}
 	if err := decMode.Unmarshal(data, v); err != nil {
 		return fmt.Errorf("decode document: %w", err)

@@ -1,8 +1,10 @@
 package protocol
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -193,6 +195,58 @@ func (m Mount) validate() error {
 		return fmt.Errorf("volume name %.80q may have only letters, digits, '-' and '_'", m.Volume)
 	case m.HostPath != "" && !cleanAbs(m.HostPath):
 		return fmt.Errorf("host path %.80q is not a clean absolute path", m.HostPath)
+	}
+	return nil
+}
+
+// Reference stands on the desired topic for a document over MaxDesired: what to
+// fetch at ReferencePath, and how to know that it is the one. Written by control
+// alone.
+type Reference struct {
+	Version    int    `cbor:"1,keyasint"` // Version
+	Host       string `cbor:"2,keyasint"` // the host it is for; an agent refuses another's
+	Generation uint64 `cbor:"3,keyasint"` // of the document
+	Digest     []byte `cbor:"4,keyasint"` // SHA-256 of the signed document
+	Size       uint64 `cbor:"5,keyasint"` // bytes of the signed document
+}
+
+// ReferencePath is where a host fetches its own document of a generation, with a
+// bearer of AudienceAPI. Status 409 says that there is a newer one by now, whose
+// reference is on its way.
+func ReferencePath(generation uint64) string {
+	return "/api/v1/agent/desired/" + strconv.FormatUint(generation, 10)
+}
+
+// Refer returns the reference to a signed document.
+func Refer(host string, generation uint64, signed []byte) *Reference {
+	sum := sha256.Sum256(signed)
+	return &Reference{Version: Version, Host: host, Generation: generation, Digest: sum[:], Size: uint64(len(signed))}
+}
+
+// Validate checks version, host and limits.
+func (r *Reference) Validate() error {
+	switch {
+	case r.Version != Version:
+		return fmt.Errorf("reference has version %d, this agent knows %d: upgrade the agent", r.Version, Version)
+	case !ValidID(PrefixHost, r.Host):
+		return fmt.Errorf("reference names no valid host: %.40q", r.Host)
+	case r.Generation == 0 || tooMany(r.Generation):
+		return fmt.Errorf("reference has no generation")
+	case len(r.Digest) != sha256.Size:
+		return fmt.Errorf("reference has a digest of %d bytes", len(r.Digest))
+	case r.Size == 0 || r.Size > MaxDocument:
+		return fmt.Errorf("reference is to a document of %d bytes, the limit is %d", r.Size, MaxDocument)
+	}
+	return nil
+}
+
+// Check reports why fetched is not what r refers to.
+func (r *Reference) Check(fetched []byte) error {
+	if uint64(len(fetched)) != r.Size {
+		return fmt.Errorf("fetched document has %d bytes, its reference says %d", len(fetched), r.Size)
+	}
+	if sum := sha256.Sum256(fetched); !bytes.Equal(sum[:], r.Digest) {
+		return fmt.Errorf("fetched document has the digest %x, its reference says %x", sum[:8], r.Digest[:8])
 	}
 	return nil
 }

@@ -35,6 +35,7 @@ func vectors() []vector {
 	return []vector{
 		{"desired", "desired", fullDesired()},
 		{"desired-empty", "desired", &Desired{Version: 1, Host: testHost, Generation: 1}},
+		{"reference", "reference", Refer(testHost, 42, []byte("a signed document"))},
 		{"hello", "hello", fullHello()},
 		{"hello-empty", "hello", &Hello{Version: 1, Inventory: Inventory{Deployment: "traditional"}}},
 		{"presence", "presence", &Presence{Version: 1, Epoch: 7, Online: true}},
@@ -46,13 +47,39 @@ func vectors() []vector {
 		{"ack-empty", "ack", &Ack{Version: 1}},
 		{"dial", "dial", &Dial{Version: 1, Token: "1yzb6v", Expires: 1793491230, Spares: 2}},
 		{"stream-header", "stream-header", &StreamHeader{Version: 1, ID: "str_0123456789abcdefghjk", Kind: StreamSession, Workload: "env_0123456789abcdefghjk", User: "usr_0123456789abcdefghjk", Trace: "4bf92f3577b34da6"}},
+		{"stream-header-dial", "stream-header", &StreamHeader{Version: 1, ID: "str_0123456789abcdefghjk", Kind: StreamDial, Workload: "env_0123456789abcdefghjk", User: "usr_0123456789abcdefghjk", Target: &Target{NetworkTCP, "127.0.0.1:8888"}}},
+		{"stream-header-rdp", "stream-header", &StreamHeader{Version: 1, ID: "str_0123456789abcdefghjk", Kind: StreamRDP, Workload: "env_0123456789abcdefghjk", User: "usr_0123456789abcdefghjk", Target: &Target{NetworkTCP, "127.0.0.1:3389"},
+			RDP: &RDPRequest{Negotiation: []byte{3, 0, 0, 19, 14, 224, 0, 0, 0, 0, 0, 1, 0, 8, 0, 3, 0, 0, 0}, Server: RDPServerXrdp, Clipboard: ClipboardToHost, Layout: 0x407}}},
+		{"stream-header-logs", "stream-header", &StreamHeader{Version: 1, ID: "str_0123456789abcdefghjk", Kind: StreamLogs, Workload: "env_0123456789abcdefghjk", User: "usr_0123456789abcdefghjk", Logs: &LogsRequest{Tail: 100, Follow: true}}},
 		{"stream-reply", "stream-reply", &StreamReply{Version: 1}},
+		{"stream-reply-rdp", "stream-reply", &StreamReply{Version: 1, RDP: &RDPReply{Confirm: []byte{3, 0, 0, 19, 14, 208, 0, 0, 18, 52, 0, 2, 0, 8, 0, 1, 0, 0, 0}, Certificates: [][]byte{{0x30, 0}}}}},
+		{"stream-reply-listen", "stream-reply", &StreamReply{Version: 1, Address: "127.0.0.1:41234"}},
+		{"stream-reply-ssh", "stream-reply", &StreamReply{Version: 1, Key: []byte("an SSH public key")}},
+		{"accepted", "accepted", &Accepted{Version: 1, ID: "7Q4M2ZKXV3WJ5N6TB2PLRCDEFA", Remote: "127.0.0.1:51022"}},
 		{"stream-reply-refused", "stream-reply", &StreamReply{Version: 1, Code: ReplyNotRunning, Message: "Environment notebook is stopped: start it first."}},
+		{"attach", "attach", fullAttach()},
+		{"attach-create", "attach", &Attach{Version: 1, Session: "ses_0123456789abcdefghjk", Client: "cli_0123456789abcdefghjk", User: "usr_0123456789abcdefghjk", Op: AttachCreate}},
+		{"attach-files", "attach", &Attach{Version: 1, Session: "ses_0123456789abcdefghjk", Client: "cli_0123456789abcdefghjk", User: "usr_0123456789abcdefghjk", Op: AttachCreate, Subsystem: SubsystemSFTP}},
+		{"session-query", "session-query", &SessionQuery{Version: 1, User: "usr_0123456789abcdefghjk"}},
+		{"session-list", "session-list", &SessionList{Version: 1, Sessions: []LiveSession{
+			{ID: "ses_0123456789abcdefghjk", User: "usr_0123456789abcdefghjk", Name: "a@example.org", Since: 1793491200, Attached: true, Others: 2, Share: ShareWatch, Program: "python train.py", Terminal: true},
+			{ID: "ses_1123456789abcdefghjk", User: "usr_0123456789abcdefghjk", Since: 1793491260, Share: ShareNone},
+		}}},
+		{"session-list-empty", "session-list", &SessionList{Version: 1}},
 		{"session-open", "session-open", &SessionOpen{Version: 1, Command: "nvidia-smi -L", Args: []string{"sh", "-c", "exit 3"}, Env: map[string]string{"LANG": "C.UTF-8", "A": ""}, Term: "xterm-256color", Size: WindowSize{80, 24, 640, 480}, User: "dev"}},
+		{"session-open-files", "session-open", &SessionOpen{Version: 1, Subsystem: SubsystemSFTP}},
+		{"session-open-display", "session-open", &SessionOpen{Version: 1, Command: "xeyes", X11: &X11{Display: 10, Protocol: "MIT-MAGIC-COOKIE-1", Cookie: []byte("0123456789abcdef")}}},
 		{"session-open-shell", "session-open", &SessionOpen{Version: 1}},
 		{"window-size", "window-size", &WindowSize{Cols: 200, Rows: 50}},
 		{"session-exit", "session-exit", &SessionExit{Version: 1}},
 		{"session-exit-signal", "session-exit", &SessionExit{Version: 1, Code: 137, Signal: "KILL", Message: "Killed: out of memory."}},
+	}
+}
+
+func fullAttach() *Attach {
+	return &Attach{
+		Version: 1, Session: "ses_0123456789abcdefghjk", Client: "cli_0123456789abcdefghjk", User: "usr_0123456789abcdefghjk", Name: "a@example.org",
+		Op: AttachResume, Mode: ModeOwn, Share: ShareWatch, Keep: 900, Received: 1 << 40,
 	}
 }
 
@@ -227,6 +254,23 @@ func TestGoldenSignature(t *testing.T) {
 	golden(t, "desired-digest.txt", fmt.Appendf(nil, "%x\n", digest))
 }
 
+func TestGoldenReference(t *testing.T) {
+	ref := Refer(testHost, 42, []byte("a signed document"))
+	signed, err := SignReference(ref, testKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := golden(t, "signed-reference.cbor", signed)
+	golden(t, "signed-reference.diag", []byte(readable(signed)))
+	got, err := VerifyReference(want, testHost, pinned)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(ref, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestGoldenEnrolment(t *testing.T) {
 	for name, doc := range map[string]any{"enroll": fullEnroll(), "enrolled": fullEnrolled()} {
 		data, err := json.MarshalIndent(doc, "", "  ")
@@ -247,7 +291,7 @@ func TestGoldenEnrolment(t *testing.T) {
 
 // TestNoStrayVectors: a vector that nobody reads any more protects nothing.
 func TestNoStrayVectors(t *testing.T) {
-	known := map[string]bool{"signed-desired.cbor": true, "signed-desired.diag": true, "desired-digest.txt": true, "enroll.json": true, "enrolled.json": true, "enroll-proof.txt": true}
+	known := map[string]bool{"signed-desired.cbor": true, "signed-desired.diag": true, "desired-digest.txt": true, "signed-reference.cbor": true, "signed-reference.diag": true, "enroll.json": true, "enrolled.json": true, "enroll-proof.txt": true}
 	for _, v := range vectors() {
 		known[v.name+".cbor"], known[v.name+".diag"] = true, true
 	}

@@ -17,6 +17,9 @@ const (
 	PrefixKey         = "key_"
 	PrefixStream      = "str_"
 	PrefixRequest     = "req_"
+	PrefixSession     = "ses_"
+	PrefixClient      = "cli_"
+	PrefixRecording   = "rec_"
 )
 
 var idEncoding = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)

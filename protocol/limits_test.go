@@ -210,15 +210,54 @@ func TestSmallDocumentLimits(t *testing.T) {
 		{"version 2", func(h *StreamHeader) { h.Version = 2 }, "another version"},
 		{"long workload", func(h *StreamHeader) { h.Workload = long }, "over its limits"},
 		{"long trace", func(h *StreamHeader) { h.Trace = long }, "over its limits"},
+		{"long target", func(h *StreamHeader) { h.Target = &Target{Address: long} }, "over its limits"},
+		{"rdp without a request", func(h *StreamHeader) { h.RDP = &RDPRequest{} }, "over its limits"},
+		{"long rdp request", func(h *StreamHeader) { h.RDP = &RDPRequest{Negotiation: make([]byte, MaxNegotiation+1)} }, "over its limits"},
+		{"long clipboard", func(h *StreamHeader) { h.RDP = &RDPRequest{Negotiation: []byte{3}, Clipboard: long} }, "over its limits"},
 	})
 	checkLimits(t, func() *StreamReply { return &StreamReply{Version: 1} }, []change[StreamReply]{
 		{"version 0", func(r *StreamReply) { r.Version = 0 }, "another version"},
 		{"long message", func(r *StreamReply) { r.Message = longer }, "over its limits"},
+		{"long address", func(r *StreamReply) { r.Address = long }, "over its limits"},
+		{"long confirm", func(r *StreamReply) { r.RDP = &RDPReply{Confirm: make([]byte, MaxNegotiation+1)} }, "over its limits"},
+		{"long certificates", func(r *StreamReply) { r.RDP = &RDPReply{Certificates: [][]byte{make([]byte, MaxCertificates), {0}}} }, "over its limits"},
+		{"long key", func(r *StreamReply) { r.Key = []byte(longer) }, "over its limits"},
+	})
+	checkLimits(t, func() *Accepted { return &Accepted{Version: 1, ID: "x"} }, []change[Accepted]{
+		{"version 0", func(a *Accepted) { a.Version = 0 }, "another version"},
+		{"no id", func(a *Accepted) { a.ID = "" }, "over its limits"},
+		{"long remote", func(a *Accepted) { a.Remote = long }, "over its limits"},
 	})
 	checkLimits(t, func() *SessionOpen { return &SessionOpen{Version: 1} }, []change[SessionOpen]{
 		{"version 0", func(o *SessionOpen) { o.Version = 0 }, "another version"},
 		{"many arguments", func(o *SessionOpen) { o.Args = make([]string, 4097) }, "over its limits"},
 		{"long terminal", func(o *SessionOpen) { o.Term = long }, "over its limits"},
+		{"long subsystem", func(o *SessionOpen) { o.Subsystem = long }, "over its limits"},
+		{"long cookie", func(o *SessionOpen) { o.X11 = &X11{Cookie: []byte(long)} }, "over its limits"},
+	})
+}
+
+func TestAttachLimits(t *testing.T) {
+	checkLimits(t, fullAttach, []change[Attach]{
+		{"version 0", func(a *Attach) { a.Version = 0 }, "another version"},
+		{"long name", func(a *Attach) { a.Name = long }, "over its limits"},
+		{"long subsystem", func(a *Attach) { a.Subsystem = long }, "over its limits"},
+		{"session of another kind", func(a *Attach) { a.Session = "env" + a.Session[3:] }, "names no session"},
+		{"short client", func(a *Attach) { a.Client = a.Client[:23] }, "names no session, client"},
+		{"nobody", func(a *Attach) { a.User = "" }, "or user"},
+		{"no op", func(a *Attach) { a.Op = "" }, "unknown"},
+		{"unknown mode", func(a *Attach) { a.Mode = "root" }, "unknown"},
+		{"unknown share", func(a *Attach) { a.Share = "all" }, "unknown"},
+		{"for ever", func(a *Attach) { a.Keep = MaxKeep + 1 }, "at most"},
+		{"more bytes than there are", func(a *Attach) { a.Received = 1 << 63 }, "over its limits"},
+	})
+	checkLimits(t, func() *SessionQuery { return &SessionQuery{Version: 1, User: "usr_x"} }, []change[SessionQuery]{
+		{"nobody", func(q *SessionQuery) { q.User = "" }, "over its limits"},
+	})
+	checkLimits(t, func() *SessionList { return &SessionList{Version: 1, Sessions: []LiveSession{{}}} }, []change[SessionList]{
+		{"version 0", func(l *SessionList) { l.Version = 0 }, "another version"},
+		{"too many", func(l *SessionList) { l.Sessions = repeat(1025, LiveSession{}) }, "over its limits"},
+		{"long program", func(l *SessionList) { l.Sessions[0].Program = long }, "over its limits"},
 	})
 }
 

@@ -4,18 +4,26 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"sync"
 )
 
-// FrameType says what a frame of a session carries. A session is one program
-// in a container, with or without a terminal. Inside a StreamSession stream
-// both ends write frames: one byte of type, four bytes of length (big endian),
-// payload.
+// FrameType says what a frame carries: one byte of type, four bytes of length
+// (big endian), payload. Both ends of a session write frames inside its
+// StreamSession stream; a session is one program in a container, with or
+// without a terminal.
 //
 //	client                                helper in the container
 //	  | open (SessionOpen) ---------------->|
 //	  | stdin*, resize*, signal*, eof ----->|
 //	  |<------------------ stdout*, stderr* |
 //	  |<-------------- exit (SessionExit) --|  always the last frame
+//
+// The agent reaches all streams of a workload through the socket of its helper;
+// those of other kinds start there with their own header:
+//
+//	agent                                 helper in the container
+//	  | stream (StreamHeader) ------------->|
+//	  |<-------------- reply (StreamReply) -|  then what the kind says
 type FrameType byte
 
 // Frame types. Numbers never change their meaning.
@@ -28,13 +36,23 @@ const (
 	FrameStdout FrameType = 6
 	FrameStderr FrameType = 7
 	FrameExit   FrameType = 8 // SessionExit, last
+
+	FrameStream   FrameType = 9  // StreamHeader
+	FrameReply    FrameType = 10 // StreamReply
+	FrameAccepted FrameType = 11 // Accepted
+	FrameDatagram FrameType = 12 // one datagram, either way
+
+	FrameAttach      FrameType = 13 // Attach, first; then package resume
+	FrameQuery       FrameType = 14 // SessionQuery, first
+	FrameSessions    FrameType = 15 // SessionList
+	FrameCertificate FrameType = 16 // SSH host certificate; first on a StreamSSH, control → agent
 )
 
 // MaxFrame is the largest payload of a frame in bytes.
 const MaxFrame = 64 << 10
 
-// SessionOpen says what to run. With neither Command nor Args it is the user's
-// login shell.
+// SessionOpen says what to run. With neither Command nor Args nor Subsystem
+// it is the user's login shell.
 type SessionOpen struct {
 	Version int               `cbor:"1,keyasint"`
 	Command string            `cbor:"2,keyasint,omitempty"` // for the shell's -c, as ssh sends it
@@ -43,6 +61,20 @@ type SessionOpen struct {
 	Term    string            `cbor:"5,keyasint,omitempty"` // TERM; empty: no terminal is made
 	Size    WindowSize        `cbor:"6,keyasint"`
 	User    string            `cbor:"7,keyasint,omitempty"` // empty: the container's
+
+	Subsystem string `cbor:"8,keyasint,omitempty"` // one of the subsystems, instead of a command
+	X11       *X11   `cbor:"9,keyasint,omitempty"` // a display of the client; nil: none
+}
+
+// SubsystemSFTP serves files.
+const SubsystemSFTP = "sftp"
+
+// X11 is how programs of a session show themselves to the client's display,
+// which listens at TCP port 6000 + Display of the container's loopback.
+type X11 struct {
+	Display  uint16 `cbor:"1,keyasint"`
+	Protocol string `cbor:"2,keyasint"` // of the authority file
+	Cookie   []byte `cbor:"3,keyasint"`
 }
 
 // WindowSize is a terminal's size in characters and pixels.
@@ -63,11 +95,27 @@ type SessionExit struct {
 
 // Validate checks the request's limits.
 func (o *SessionOpen) Validate() error {
-	if o.Version != Version || len(o.Args) > 4096 || len(o.Env) > 1024 || tooLong(o.Term, o.User) {
+	if o.Version != Version || len(o.Args) > 4096 || len(o.Env) > 1024 || tooLong(o.Term, o.User, o.Subsystem) {
 		return fmt.Errorf("session request is of another version or over its limits")
+	}
+	if o.X11 != nil {
+		return o.X11.Validate()
 	}
 	return nil
 }
+
+// Validate checks the display's limits.
+func (x *X11) Validate() error {
+	if tooLong(x.Protocol) || len(x.Cookie) > MaxLabel {
+		return fmt.Errorf("display of a session is over its limits")
+	}
+	return nil
+}
+
+// frames are buffers for whole frames.
+var frames = sync.Pool{New: func() any { return new([frameHead + MaxFrame]byte) }}
+
+const frameHead = 5
 
 // WriteFrame writes one frame with a single Write. Payload is at most MaxFrame
 // bytes.
@@ -75,11 +123,11 @@ func WriteFrame(w io.Writer, t FrameType, payload []byte) error {
 	if len(payload) > MaxFrame {
 		return fmt.Errorf("frame of %d bytes is over the limit of %d", len(payload), MaxFrame)
 	}
-	buf := make([]byte, 5+len(payload))
+	buf := frames.Get().(*[frameHead + MaxFrame]byte)
+	defer frames.Put(buf)
 	buf[0] = byte(t)
 	binary.BigEndian.PutUint32(buf[1:], uint32(len(payload)))
-	copy(buf[5:], payload)
-	_, err := w.Write(buf)
+	_, err := w.Write(buf[:frameHead+copy(buf[frameHead:], payload)])
 	return err
 }
 

@@ -5,7 +5,7 @@ import "strings"
 // Topics of one host, below "rg/v1/hosts/{host}/".
 const (
 	TopicHello     = "hello"     // agent → control: Hello, after every CONNACK
-	TopicDesired   = "desired"   // control → agent: COSE_Sign1 of Desired, QoS 0
+	TopicDesired   = "desired"   // control → agent: COSE_Sign1 of Desired or of a Reference, QoS 0
 	TopicDial      = "dial"      // control → agent: Dial, QoS 0
 	TopicStatus    = "status"    // agent → control: Status, QoS 1
 	TopicPresence  = "presence"  // agent (and its will) → control: Presence

@@ -1,19 +1,24 @@
-// Package access is how people reach an environment.
+// Package access is how people reach an environment, or a host itself.
 //
 // It owns the SSH gateway, its twin over WebSocket, and the tunnel that agents
 // dial in to; what runs in the container stands in the agent's helper. Its
 // invariant: every stream is opened for a caller that auth.EnvironmentAccess
-// allows in the environment's workspace, checked at the moment of opening.
+// allows in the environment's workspace, or auth.HostAccess, checked at the
+// moment of opening.
 //
-//	ssh ENV@HOST ──► gateway ─┐
-//	                          ├─► session ─► tunnel.Hub ═► agent ─► helper in the container
-//	remotegpu ssh ─WSS─► same ┘
+//	ssh ENV@GATEWAY ────► gateway ─┐
+//	                               ├─► sshd ─► tunnel.Hub ═► agent ─► helper in the container
+//	remotegpu ssh ──WSS─► gateway ─┘
+//	ssh-proxy ENV ──WSS─► bytes ──────────────► tunnel.Hub ═► agent: sshd ─► helper   end to end
+//	ssh -J GATEWAY ENV ─► bytes ─┘
 package access
 
 import (
 	"context"
 	"crypto/ed25519"
+	"encoding/json"
 	"log/slog"
+	"sync"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -21,7 +26,9 @@ import (
 	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/environment"
 	"github.com/remotegpu/remotegpu/control/errs"
+	"github.com/remotegpu/remotegpu/control/host"
 	"github.com/remotegpu/remotegpu/control/pg"
+	"github.com/remotegpu/remotegpu/control/recording"
 	"github.com/remotegpu/remotegpu/protocol"
 	"github.com/remotegpu/remotegpu/protocol/tunnel"
 )
@@ -29,11 +36,22 @@ import (
 // Config is what the gateway needs from others.
 type Config struct {
 	HostKey ed25519.PrivateKey                                                                     // the gateway's SSH host key
+	HostCA  ed25519.PrivateKey                                                                     // signs it, and those of hosts
 	Address string                                                                                 // host:port of the gateway, as people type it
 	ByKey   func(ctx context.Context, key ssh.PublicKey) (auth.Caller, error)                      // who holds this key
 	Find    func(ctx context.Context, c auth.Caller, name string) (environment.Environment, error) // NAME or NAME.WORKSPACE
-	Hub     *tunnel.Hub
-	Log     *slog.Logger
+	// Get returns an environment by the name or id of its workspace and its own.
+	Get  func(ctx context.Context, c auth.Caller, workspace, environment string) (environment.Environment, error)
+	ByID func(ctx context.Context, user string) (auth.Caller, error) // a user as of now
+	Host func(ctx context.Context, c auth.Caller, name string) (host.Host, error)
+	// Records reports whether a workspace, by id, wants sessions recorded. Nil: none does.
+	Records func(ctx context.Context, workspace string, terminal bool) (bool, error)
+	// Record begins a recording, or returns nil where none is wanted. Nil records nothing.
+	Record func(ctx context.Context, c auth.Caller, sub recording.Subject, ses recording.Session) (*recording.Recorder, error)
+	// Continue goes on with a recording that another server has suspended; nil: with none.
+	Continue func(ctx context.Context, h recording.Held) (*recording.Recorder, json.RawMessage, error)
+	Hub      *tunnel.Hub
+	Log      *slog.Logger
 }
 
 // Service is the access plane of one server.
@@ -43,9 +61,14 @@ type Service struct {
 	hub   *tunnel.Hub
 	log   *slog.Logger
 	hosts ssh.Signer
+	ca    ssh.Signer
 	slots chan struct{} // one per SSH connection that has not authenticated yet
 
 	handshake time.Duration // longest until a client has authenticated
+
+	ending   sync.WaitGroup // streams that are not noted as ended
+	heldRecs heldRecordings
+	uses     uses
 }
 
 // maxUnauthenticated bounds connections that have shown no key yet.
@@ -57,10 +80,20 @@ func New(pool *pg.Pool, cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	ca, err := ssh.NewSignerFromKey(cfg.HostCA)
+	if err != nil {
+		return nil, err
+	}
 	return &Service{
-		pool: pool, cfg: cfg, hub: cfg.Hub, log: cfg.Log, hosts: signer,
+		pool: pool, cfg: cfg, hub: cfg.Hub, log: cfg.Log, hosts: signer, ca: ca,
 		slots: make(chan struct{}, maxUnauthenticated), handshake: handshakeTimeout,
 	}, nil
+}
+
+// Wait waits until the end of every stream is noted, and ends recordings. The hub is closed by then.
+func (s *Service) Wait() {
+	s.ending.Wait()
+	s.closeHeld()
 }
 
 // startTimeout is how long a shell waits for an environment that is starting.
@@ -97,16 +130,37 @@ func (s *Service) ready(ctx context.Context, c auth.Caller, name string, say fun
 	}
 }
 
-// open opens a session stream to a running environment.
-func (s *Service) open(ctx context.Context, c auth.Caller, env environment.Environment) (*tunnel.Conn, error) {
+// Dial connects with what listens at t inside a running environment, for a
+// caller who may have a shell there. An error is one sentence for a person.
+func (s *Service) Dial(ctx context.Context, c auth.Caller, env environment.Environment, t protocol.Target) (*tunnel.Conn, error) {
+	if err := c.Require(auth.EnvironmentAccess, env.Workspace); err != nil {
+		return nil, err
+	}
+	if env.Phase != protocol.PhaseRunning {
+		return nil, errs.Ef(errs.Conflict, "Environment %s is %s. %s", env.Name, env.Phase, env.Advice())
+	}
+	return s.open(ctx, c, env, protocol.StreamHeader{Kind: protocol.StreamDial, Target: &t})
+}
+
+// open opens a stream to a running environment; of h, the kind and the target
+// are given.
+func (s *Service) open(ctx context.Context, c auth.Caller, env environment.Environment, h protocol.StreamHeader) (*tunnel.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	conn, err := s.hub.Open(ctx, env.Host, protocol.StreamHeader{
-		Version: protocol.Version, ID: protocol.NewID(protocol.PrefixStream),
-		Kind: protocol.StreamSession, Workload: env.ID, User: c.ID,
-	})
+	h.Version, h.ID, h.Workload, h.User = protocol.Version, protocol.NewID(protocol.PrefixStream), env.ID, c.ID
+	if (place{env}).isHost() {
+		h.Workload = ""
+	}
+	conn, err := s.hub.Open(ctx, env.Host, h)
 	if err != nil {
 		return nil, sentence(env, err)
+	}
+	if c.Kind != auth.KindSystem { // who opens it for others notes for whom
+		remove := s.uses.add(&use{caller: c, env: env.ID, may: needs(env), end: conn.CloseWithError})
+		s.ending.Go(func() {
+			defer remove()
+			s.noteEnd(c, env, h, conn)
+		})
 	}
 	return conn, nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/environment"
 	"github.com/remotegpu/remotegpu/control/errs"
+	"github.com/remotegpu/remotegpu/control/host"
 	"github.com/remotegpu/remotegpu/control/web"
 	"github.com/remotegpu/remotegpu/protocol"
 	"github.com/remotegpu/remotegpu/protocol/tunnel"
@@ -20,33 +21,24 @@ import (
 type Gateway struct {
 	Address string `json:"address" doc:"host:port of the SSH gateway"`
 	HostKey string `json:"host_key" doc:"The gateway's host key, authorized_keys format"`
+	HostCA  string `json:"host_ca" doc:"Signs the host keys of the gateway and of all hosts, for @cert-authority"`
 }
 
 // Routes adds the module's routes.
 func (s *Service) Routes(api *web.API) {
 	web.Register(api, web.Route{Method: http.MethodGet, Path: "/api/v1/ssh", Action: auth.AccountRead, Summary: "Where the SSH gateway is"},
 		func(_ context.Context, _ auth.Caller, _ *struct{}) (Gateway, error) {
-			key := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(s.hosts.PublicKey())))
-			return Gateway{Address: s.cfg.Address, HostKey: key}, nil
+			return Gateway{Address: s.cfg.Address, HostKey: keyLine(s.hosts), HostCA: keyLine(s.ca)}, nil
 		})
 	api.Raw(web.Route{Method: http.MethodGet, Path: "/api/v1/ssh/connect", Action: auth.AccountRead, Summary: "SSH over WebSocket"},
 		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.connect(api, w, r) }))
+	s.terminalRoutes(api)
 	api.Raw(web.Route{Method: http.MethodGet, Path: protocol.TunnelPath, Action: auth.HostService, Summary: "Streams that agents dial"},
 		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.tunnel(api, w, r) }))
 }
 
-// connect carries SSH over the HTTPS port for callers that the API knows.
-func (s *Service) connect(api *web.API, w http.ResponseWriter, r *http.Request) {
-	c := auth.From(r.Context())
-	if err := c.Require(auth.AccountRead, ""); err != nil {
-		api.Fail(w, r, err)
-		return
-	}
-	conn, err := tunnel.Upgrade(w, r)
-	if err != nil {
-		return // Upgrade has answered
-	}
-	s.serveConn(r.Context(), conn, &c)
+func keyLine(key ssh.Signer) string {
+	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key.PublicKey())))
 }
 
 // tunnel hands an agent's connection to the hub.
@@ -61,10 +53,17 @@ func (s *Service) tunnel(api *web.API, w http.ResponseWriter, r *http.Request) {
 
 // sentence turns what the tunnel says into what a person can use.
 func sentence(env environment.Environment, err error) error {
+	if (place{env}).isHost() {
+		return hostSentence(host.Host{Name: env.Name}, err)
+	}
 	var refused *tunnel.Refused
 	switch {
 	case errors.Is(err, tunnel.ErrOffline):
 		return errs.E(errs.Unavailable, "The host of environment "+env.Name+" is offline. The environment goes on there; try again when the host is back (remotegpu host ls).", err)
+	case errors.Is(err, tunnel.ErrLimit):
+		return errs.E(errs.Unavailable, "That is too much at once ("+err.Error()+"); close some, or wait a moment.", err)
+	case errors.As(err, &refused) && refused.Code == protocol.ReplyRefused:
+		return errs.E(errs.Unavailable, refused.Message, err)
 	case errors.As(err, &refused):
 		return errs.E(errs.Unavailable, "The host of environment "+env.Name+" says: "+refused.Message, err)
 	case errors.Is(err, context.DeadlineExceeded):

@@ -9,15 +9,17 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/remotegpu/remotegpu/control/audit"
 	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/errs"
+	"github.com/remotegpu/remotegpu/protocol"
+	"github.com/remotegpu/remotegpu/protocol/sshd"
 )
 
-const (
-	handshakeTimeout = 20 * time.Second
-	keepalive        = 15 * time.Second
-	keepaliveMisses  = 3
-)
+const handshakeTimeout = 20 * time.Second
+
+// greeting is for a person at a terminal.
+const greeting = "Encrypted between you and the gateway, and between it and the host; end to end with: remotegpu ssh-config"
 
 // Serve takes SSH connections from l until ctx ends.
 func (s *Service) Serve(ctx context.Context, l net.Listener) error {
@@ -28,8 +30,13 @@ func (s *Service) Serve(ctx context.Context, l net.Listener) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if err != nil {
+		if errors.Is(err, net.ErrClosed) {
 			return fmt.Errorf("accept SSH connection: %w", err)
+		}
+		if err != nil { // as when files run out; others must not lose what they have
+			s.log.Error("accept SSH connection", "err", err)
+			time.Sleep(100 * time.Millisecond)
+			continue
 		}
 		select {
 		case s.slots <- struct{}{}:
@@ -42,14 +49,24 @@ func (s *Service) Serve(ctx context.Context, l net.Listener) error {
 
 type callerKey struct{}
 
-// serveConn speaks SSH on conn. With a caller that the transport has
-// authenticated already, no key is asked for.
-func (s *Service) serveConn(ctx context.Context, conn net.Conn, known *auth.Caller) {
+// visitor is a client that the transport has authenticated.
+type visitor struct {
+	caller auth.Caller
+	to     string // what it wants to reach; empty: the user's name tells
+}
+
+// serveConn speaks SSH on conn. Of a visitor that is known already, no key is
+// asked for.
+func (s *Service) serveConn(ctx context.Context, conn net.Conn, known *visitor) {
 	defer conn.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	conn.SetDeadline(time.Now().Add(s.handshake))
-	sc, channels, requests, err := ssh.NewServerConn(conn, s.serverConfig(ctx, known))
+	cfg, err := s.serverConfig(ctx, known)
+	if err != nil {
+		s.log.Error("ssh host certificate", "err", err)
+	}
+	sc, err := sshd.Accept(conn, cfg)
 	if known == nil {
 		<-s.slots
 	}
@@ -58,50 +75,99 @@ func (s *Service) serveConn(ctx context.Context, conn net.Conn, known *auth.Call
 		return
 	}
 	conn.SetDeadline(time.Time{})
-	c := callerOf(sc, known)
+	c := callerOf(sc.ServerConn, known)
 	if c.Remote == "" {
 		c.Remote, _, _ = net.SplitHostPort(conn.RemoteAddr().String())
 	}
-	s.log.Info("ssh connected", "user", c.Name, "env", sc.User(), "remote", c.Remote)
-	go ssh.DiscardRequests(requests)
-	go keepAlive(ctx, sc)
-	s.serveChannels(ctx, sc, c, channels)
-}
-
-// maxChannels is how many sessions one connection may have at a time.
-const maxChannels = 64
-
-func (s *Service) serveChannels(ctx context.Context, sc *ssh.ServerConn, c auth.Caller, channels <-chan ssh.NewChannel) {
-	open := make(chan struct{}, maxChannels)
-	for ch := range channels {
-		if ch.ChannelType() != "session" {
-			ch.Reject(ssh.UnknownChannelType, "only sessions are served")
-			continue
-		}
-		select {
-		case open <- struct{}{}:
-		default:
-			ch.Reject(ssh.ResourceShortage, fmt.Sprintf("at most %d sessions per connection", maxChannels))
-			continue
-		}
-		go func() {
-			defer func() { <-open }()
-			s.serveSession(ctx, sc.User(), c, ch)
-		}()
+	name := sc.User()
+	if known != nil && known.to != "" {
+		name = known.to
 	}
+	defer s.uses.add(&use{caller: c, end: func(error) { sc.Close() }})()
+	s.log.Info("ssh connected", "user", c.ID, "name", name, "remote", c.Remote)
+	sshd.Serve(ctx, sc, sshd.Config{
+		Open: func(ctx context.Context, r sshd.Request) (sshd.Stream, string, error) {
+			return s.openFor(ctx, c, name, r)
+		},
+		Text: text, Greeting: greeting, Log: s.log,
+	})
 }
 
-func (s *Service) serverConfig(ctx context.Context, known *auth.Caller) *ssh.ServerConfig {
-	cfg := &ssh.ServerConfig{ServerVersion: "SSH-2.0-RemoteGPU", MaxAuthTries: 8}
+// openFor opens the stream that a client asks for on a connection to name, once
+// the environment runs.
+func (s *Service) openFor(ctx context.Context, c auth.Caller, name string, r sshd.Request) (sshd.Stream, string, error) {
+	stream, listens, err := s.openNamed(ctx, c, name, r)
+	if err != nil {
+		s.log.Info("stream refused", "user", c.ID, "name", name, "kind", r.Kind, "err", err)
+		return nil, "", err
+	}
+	return stream, listens, nil
+}
+
+func (s *Service) openNamed(ctx context.Context, c auth.Caller, name string, r sshd.Request) (sshd.Stream, string, error) {
+	c, err := s.fresh(ctx, c) // the connection may be old
+	if err != nil {
+		return nil, "", err
+	}
+	if to, ok := s.jump(ctx, c, name, r); ok {
+		conn, err := s.sshEnd(ctx, c, to)
+		return conn, "", err
+	}
+	p, err := s.find(ctx, c, name, r.Say)
+	if err != nil {
+		return nil, "", err
+	}
+	if err := s.note(ctx, c, p, r); err != nil {
+		return nil, "", err
+	}
+	if r.Session == nil || p.isHost() {
+		conn, err := s.open(ctx, c, p.Environment, protocol.StreamHeader{Kind: r.Kind, Target: r.Target})
+		if err != nil {
+			return nil, "", err
+		}
+		return conn, conn.Listens(), nil
+	}
+	stream, err := s.lasting(ctx, c, p.Environment, r.Session)
+	if err != nil {
+		return nil, "", err
+	}
+	stream, err = s.recordSession(ctx, c, p.Environment, r.Session, stream)
+	return stream, "", err
+}
+
+// note writes the audit entry of an access, without what is typed: a command
+// line may hold a secret. Who comes to a listener needs none beside its own.
+func (s *Service) note(ctx context.Context, c auth.Caller, p place, r sshd.Request) error {
+	detail := map[string]any{"via": "ssh", "kind": r.Kind}
+	switch {
+	case r.Kind == protocol.StreamAccept:
+		return nil
+	case r.Session != nil:
+		detail["terminal"], detail["command"] = r.Session.Term != "", r.Session.Command != ""
+		if r.Session.Subsystem != "" {
+			detail["subsystem"] = r.Session.Subsystem
+		}
+	case r.Target != nil:
+		detail["target"] = r.Target.Address
+	}
+	return audit.Record(ctx, s.pool, c, p.action(), p.ID, p.Workspace, detail)
+}
+
+func (s *Service) serverConfig(ctx context.Context, known *visitor) (*ssh.ServerConfig, error) {
+	cfg := sshd.ServerConfig()
+	to := ""
 	if known != nil {
-		cfg.NoClientAuth = true
+		cfg.NoClientAuth, to = true, known.to
 	} else {
 		cfg.PublicKeyCallback = func(_ ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
 			return s.checkKey(ctx, key)
 		}
 	}
-	cfg.AddHostKey(s.hosts)
-	return cfg
+	keys, err := s.hostKeys(to)
+	for _, key := range keys {
+		cfg.AddHostKey(key)
+	}
+	return cfg, err
 }
 
 // checkKey answers which key may come in. A client offers several keys in a
@@ -115,42 +181,12 @@ func (s *Service) checkKey(ctx context.Context, key ssh.PublicKey) (*ssh.Permiss
 	return &ssh.Permissions{ExtraData: map[any]any{callerKey{}: c}}, nil
 }
 
-func callerOf(sc *ssh.ServerConn, known *auth.Caller) auth.Caller {
+func callerOf(sc *ssh.ServerConn, known *visitor) auth.Caller {
 	if known != nil {
-		return *known
+		return known.caller
 	}
 	c, _ := sc.Permissions.ExtraData[callerKey{}].(auth.Caller)
 	return c
-}
-
-// keepAlive ends a connection whose client no longer answers.
-func keepAlive(ctx context.Context, sc *ssh.ServerConn) {
-	answered := make(chan struct{}, 1)
-	misses := 0
-	for {
-		go func() {
-			if _, _, err := sc.SendRequest("keepalive@openssh.com", true, nil); err == nil {
-				select {
-				case answered <- struct{}{}:
-				default: // another one has just been answered too
-				}
-			}
-		}()
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(keepalive):
-		}
-		select {
-		case <-answered:
-			misses = 0
-		default:
-			if misses++; misses >= keepaliveMisses {
-				sc.Close()
-				return
-			}
-		}
-	}
 }
 
 // text returns what the person at the terminal reads about err.

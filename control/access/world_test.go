@@ -45,10 +45,13 @@ type world struct {
 	url    string // of the HTTPS port, without TLS
 	user   auth.Caller
 	key    ed25519.PrivateKey
+	rights atomic.Pointer[auth.Caller] // of the user from now on; nil: as in user
 	online atomic.Bool
 	agent  *tunnel.Pool
 	leave  func()       // ends the agent
 	sent   atomic.Int64 // bytes that "flood" has written
+	files  bool         // SFTP is served, by a real server; set before use
+	held   holder
 }
 
 const (
@@ -61,12 +64,13 @@ const (
 func newWorld(t *testing.T, change ...func(*Service)) *world {
 	t.Helper()
 	w := &world{t: t, pool: pgtest.New(t), key: newKey(t)}
+	w.held.program = w.runProgram
 	w.user = auth.Caller{Kind: auth.KindUser, ID: "usr_a", Name: "a@example.org", Roles: map[string]auth.Role{wsID: auth.Member}}
 	log := slog.New(slog.DiscardHandler)
 	hub := tunnel.NewHub(tunnel.HubConfig{Ask: w.ask, Online: func(string) bool { return w.online.Load() }, Log: log})
 	t.Cleanup(hub.Close)
 	var err error
-	w.Service, err = New(w.pool, Config{HostKey: newKey(t), Address: "gpu.example.org:2222", ByKey: w.byKey, Find: w.find, Hub: hub, Log: log})
+	w.Service, err = New(w.pool, Config{HostKey: newKey(t), HostCA: newKey(t), Address: "gpu.example.org:2222", ByKey: w.byKey, Find: w.find, Get: w.get, ByID: w.byID, Hub: hub, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,6 +107,23 @@ func newWorld(t *testing.T, change ...func(*Service)) *world {
 	return w
 }
 
+// known puts the user and the environments into the database, where somebody
+// refers to them.
+func (w *world) known() {
+	w.t.Helper()
+	for _, sql := range []string{
+		`insert into users (id, email, name, password_hash, admin) values ('usr_a', 'a@example.org', '', '', false)`,
+		`insert into workspaces (id, name) values ('ws_lab', 'lab')`,
+		`insert into hosts (id, name, public_key, state) values ('host_a', 'host', '\x01', 'active')`,
+		`insert into environments (id, workspace_id, name, host_id, want, phase, image, owner_id, resources, restart, document_bytes)
+			select 'env_' || name, 'ws_lab', name, 'host_a', 'running', 'running', 'image', 'usr_a', '{}', 'always', 1 from unnest(array['box', 'second']) name`,
+	} {
+		if _, err := w.pool.Exec(w.t.Context(), sql); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
 func newKey(t *testing.T) ed25519.PrivateKey {
 	t.Helper()
 	_, key, err := ed25519.GenerateKey(nil)
@@ -122,7 +143,7 @@ func (w *world) bearer(r *http.Request) (auth.Caller, error) {
 	case "Bearer " + hostID:
 		return auth.Caller{Kind: auth.KindHost, ID: hostID}, nil
 	case "Bearer user":
-		return w.user, nil
+		return w.byID(r.Context(), w.user.ID)
 	}
 	return auth.Caller{}, nil
 }
@@ -159,11 +180,35 @@ func (w *world) find(_ context.Context, _ auth.Caller, name string) (environment
 }
 
 // serveStream plays the helper in the container.
-func (w *world) serveStream(_ context.Context, c *tunnel.Conn, _ protocol.StreamHeader) {
-	if tunnel.Reply(c, "", "") != nil {
+func (w *world) serveStream(_ context.Context, c *tunnel.Conn, h protocol.StreamHeader) {
+	if h.Kind == protocol.StreamSSH {
+		w.serveEnd(c, h)
 		return
 	}
-	frames := protocol.NewFrameReader(bufio.NewReader(c))
+	if h.Kind == protocol.StreamDial {
+		answerDial(c, h.Target.Address)
+		return
+	}
+	if tunnel.Reply(c, protocol.StreamReply{}) != nil {
+		return
+	}
+	in := bufio.NewReader(c)
+	if first, err := in.Peek(1); err == nil && protocol.FrameType(first[0]) == protocol.FrameOpen {
+		w.runProgram(c, protocol.NewFrameReader(in))
+		return
+	}
+	if kind, payload, err := protocol.NewFrameReader(in).Next(); err == nil {
+		w.held.serve(c, kind, payload)
+	}
+}
+
+type programStream interface {
+	io.ReadWriter
+	CloseWrite() error
+}
+
+// runProgram is a session, from its first frame on.
+func (w *world) runProgram(c programStream, frames *protocol.FrameReader) {
 	kind, payload, err := frames.Next()
 	var open protocol.SessionOpen
 	if err != nil || kind != protocol.FrameOpen || protocol.Unmarshal(payload, &open) != nil {
@@ -177,10 +222,31 @@ func (w *world) serveStream(_ context.Context, c *tunnel.Conn, _ protocol.Stream
 	}
 }
 
+// answerDial says at most addresses what it is told.
+func answerDial(c *tunnel.Conn, address string) {
+	if strings.HasSuffix(address, ":1") {
+		_ = tunnel.Reply(c, protocol.StreamReply{Code: protocol.ReplyRefused, Message: "Nothing listens on " + address + " in the environment."})
+		return
+	}
+	if tunnel.Reply(c, protocol.StreamReply{}) == nil {
+		b, _ := io.ReadAll(c)
+		fmt.Fprintf(c, "%s: %s", address, b)
+		_ = c.CloseWrite()
+	}
+}
+
 // program runs one of the few commands that there are.
 func (w *world) program(c io.Writer, frames *protocol.FrameReader, open protocol.SessionOpen) (exit protocol.SessionExit) {
 	say := func(format string, args ...any) {
 		_ = protocol.WriteFrame(c, protocol.FrameStdout, fmt.Appendf(nil, format, args...))
+	}
+	if w.files && open.Subsystem != "" {
+		serveFiles(c, frames)
+		return exit
+	}
+	if open.Subsystem != "" {
+		say("serving %s\n", open.Subsystem)
+		return exit
 	}
 	word, rest, _ := strings.Cut(open.Command, " ")
 	switch word {
@@ -243,7 +309,7 @@ func (w *world) client(user string, keys ...ed25519.PrivateKey) (*ssh.Client, st
 	}
 	var banner strings.Builder
 	c, err := ssh.Dial("tcp", w.addr, &ssh.ClientConfig{
-		User: user, Auth: []ssh.AuthMethod{ssh.PublicKeys(signers...)}, HostKeyCallback: ssh.FixedHostKey(w.hosts.PublicKey()),
+		User: user, Auth: []ssh.AuthMethod{ssh.PublicKeys(signers...)}, HostKeyCallback: ssh.FixedHostKey(w.hosts.PublicKey()), HostKeyAlgorithms: []string{ssh.KeyAlgoED25519},
 		BannerCallback: func(text string) error { banner.WriteString(text); return nil }, Timeout: 20 * time.Second,
 	})
 	if err == nil {

@@ -50,7 +50,7 @@ func TestLogin(t *testing.T) {
 	if err != nil || c.ID != u.ID || !c.Admin {
 		t.Errorf("BySecret = %+v, %v", c, err)
 	}
-	if err := s.Logout(ctx, secret); err != nil {
+	if err := s.Logout(ctx, c); err != nil {
 		t.Fatal(err)
 	}
 	_, err = s.BySecret(ctx, secret)

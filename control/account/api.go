@@ -76,6 +76,10 @@ func (s *Service) Routes(api *web.API) {
 			secret, u, err := s.Login(ctx, c, in.Body.Email, in.Body.Password)
 			return loginOutput{secret, u}, err
 		})
+	web.Register(api, web.Route{Method: http.MethodDelete, Path: "/api/v1/login", Action: auth.SessionDelete, Summary: "Log out: end the session that this is asked with"},
+		func(ctx context.Context, c auth.Caller, _ *none) (web.None, error) {
+			return web.None{}, s.Logout(ctx, c)
+		})
 	web.Register(api, web.Route{Method: http.MethodGet, Path: "/api/v1/account", Action: auth.AccountRead, Summary: "Who am I"},
 		func(ctx context.Context, c auth.Caller, _ *none) (User, error) { return s.Me(ctx, c) })
 	web.Register(api, web.Route{Method: http.MethodPut, Path: "/api/v1/account/password", Action: auth.AccountWrite, Summary: "Change one's password"},

@@ -118,9 +118,24 @@ func (s *Service) Login(ctx context.Context, c auth.Caller, email, password stri
 	return secret, u, err
 }
 
-// Logout ends the session of secret.
-func (s *Service) Logout(ctx context.Context, secret string) error {
-	return deleteSession(ctx, s.pool, hashSecret(secret))
+// Logout ends the caller's session, and with it every app that was opened with
+// it. With an API token there is none to end.
+func (s *Service) Logout(ctx context.Context, c auth.Caller) error {
+	if err := c.Require(auth.SessionDelete, ""); err != nil {
+		return err
+	}
+	if c.Login == nil {
+		return errs.E(errs.Invalid, "You did not log in with a password; an API token is revoked with: remotegpu token rm")
+	}
+	return pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
+		if err := deleteSession(ctx, tx, c.Login); err != nil {
+			return err
+		}
+		if err := audit.Record(ctx, tx, c, auth.SessionDelete, c.ID, "", nil); err != nil {
+			return err
+		}
+		return pg.Notify(ctx, tx, Revoked, c.ID)
+	})
 }
 
 // CheckPassword returns the user whose address and password these are. Tries
@@ -159,13 +174,18 @@ func (s *Service) BySecret(ctx context.Context, secret string) (auth.Caller, err
 	if !strings.HasPrefix(secret, tokenPrefix) && !strings.HasPrefix(secret, sessionPrefix) {
 		return auth.Caller{}, errs.E(errs.Unauthenticated, "This is not an API token of RemoteGPU (they start with rgt_).")
 	}
-	u, token, err := userBySecret(ctx, s.pool, hashSecret(secret))
+	hash := hashSecret(secret)
+	u, token, err := userBySecret(ctx, s.pool, hash)
 	if pg.IsNone(err) {
 		return auth.Caller{}, errs.E(errs.Unauthenticated, "The token is unknown, expired or revoked; log in again with remotegpu login.")
 	} else if err != nil {
 		return auth.Caller{}, fmt.Errorf("find token: %w", err)
 	}
-	return s.caller(ctx, u, token)
+	c, err := s.caller(ctx, u, token)
+	if token == "" {
+		c.Login = hash
+	}
+	return c, err
 }
 
 // ByKey returns the caller behind an SSH key, by fingerprint.
@@ -181,6 +201,17 @@ func (s *Service) ByKey(ctx context.Context, key ssh.PublicKey) (auth.Caller, er
 
 // ByUser returns the caller that a user is, after CheckPassword.
 func (s *Service) ByUser(ctx context.Context, u User) (auth.Caller, error) {
+	return s.caller(ctx, u, "")
+}
+
+// ByID returns the caller that a user is now, for what was begun in their name.
+func (s *Service) ByID(ctx context.Context, id string) (auth.Caller, error) {
+	u, err := userByID(ctx, s.pool, id)
+	if pg.IsNone(err) || err == nil && u.Disabled {
+		return auth.Caller{}, errs.E(errs.Unauthenticated, "This user may not log in any more.")
+	} else if err != nil {
+		return auth.Caller{}, fmt.Errorf("find user: %w", err)
+	}
 	return s.caller(ctx, u, "")
 }
 

@@ -55,7 +55,7 @@ func listUsers(ctx context.Context, db pg.DB) ([]User, error) {
 }
 
 // userBySecret finds the user of an API token or session and notes its use, to
-// the minute.
+// the minute. The token is empty for a session.
 func userBySecret(ctx context.Context, db pg.DB, hash []byte) (u User, token string, err error) {
 	err = db.QueryRow(ctx, `
 		with t as (

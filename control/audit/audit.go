@@ -55,6 +55,20 @@ func Record(ctx context.Context, db pg.DB, c auth.Caller, action auth.Action, ta
 	return nil
 }
 
+// Ended is the detail of the entry that an access leaves at its end. That it
+// began is in an entry of its own, with who let it begin and how ("via"): a
+// server that dies writes no end.
+type Ended struct {
+	Via         string  `json:"via,omitempty"`         // of many connections that are told of as one
+	Connections int     `json:"connections,omitempty"` // how many they were
+	Stream      string  `json:"stream,omitempty"`      // str_…, where it was one
+	Kind        string  `json:"kind,omitempty"`        // of that stream
+	Target      string  `json:"target,omitempty"`      // NETWORK:ADDRESS, or an app's name or port
+	Seconds     float64 `json:"ended_after_s"`
+	In          uint64  `json:"bytes_in"`  // to the environment
+	Out         uint64  `json:"bytes_out"` // from it
+}
+
 // Filter narrows a List; zero fields mean any.
 type Filter struct {
 	Workspace string

@@ -40,11 +40,18 @@ const (
 	HostEnroll  Action = "host.enroll"
 	HostList    Action = "host.list"
 	HostManage  Action = "host.manage"
+	HostAccess  Action = "host.access"  // shell and desktop of the host itself
 	HostService Action = "host.service" // what an agent asks of control over HTTPS
 
 	EnvironmentRead   Action = "environment.read"
 	EnvironmentWrite  Action = "environment.write"  // create, start, stop, restart, delete
 	EnvironmentAccess Action = "environment.access" // shell in it
+	DesktopConnect    Action = "desktop.connect"    // the single-use token decides
+	AppOpen           Action = "app.open"           // what one is allowed to
+	AppRead           Action = "app.read"           // which apps there are; who may use one is the app's own
+	AppWrite          Action = "app.write"          // who may use which app
+	RecordingRead     Action = "recording.read"     // what was on others' terminals
+	RecordingManage   Action = "recording.manage"   // whether it is kept
 	RegistryRead      Action = "registry.read"
 	RegistryWrite     Action = "registry.write"
 	PlacementRead     Action = "placement.read"
@@ -70,11 +77,18 @@ var Rules = map[Action]Rule{
 	HostEnroll:  {Scope: ScopePublic}, // the join token decides
 	HostList:    {Scope: ScopePlatform},
 	HostManage:  {Scope: ScopePlatform},
+	HostAccess:  {Scope: ScopePlatform},
 	HostService: {Scope: ScopeHost},
 
 	EnvironmentRead:   {Scope: ScopeWorkspace, Role: Viewer},
 	EnvironmentWrite:  {Scope: ScopeWorkspace, Role: Member},
 	EnvironmentAccess: {Scope: ScopeWorkspace, Role: Member},
+	DesktopConnect:    {Scope: ScopePublic},
+	AppOpen:           {Scope: ScopeUser},
+	AppRead:           {Scope: ScopeWorkspace, Role: Viewer},
+	AppWrite:          {Scope: ScopeWorkspace, Role: Member},
+	RecordingRead:     {Scope: ScopeWorkspace, Role: Admin},
+	RecordingManage:   {Scope: ScopeWorkspace, Role: Admin},
 	RegistryRead:      {Scope: ScopeWorkspace, Role: Viewer},
 	RegistryWrite:     {Scope: ScopeWorkspace, Role: Member},
 	PlacementRead:     {Scope: ScopeWorkspace, Role: Viewer},

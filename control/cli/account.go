@@ -48,8 +48,19 @@ type userRow struct {
 	Disabled bool   `json:"disabled"`
 }
 
+type memberRow struct {
+	Email   string    `json:"email"`
+	Role    string    `json:"role"`
+	AddedAt time.Time `json:"added_at"`
+}
+
 func group(use, short string, commands ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Args: args(0, 0, "one of its commands")}
+	cmd := &cobra.Command{Use: use, Short: short, Args: func(cmd *cobra.Command, got []string) error {
+		if len(got) > 0 {
+			return usageError{fmt.Errorf("%s has no command %q", cmd.CommandPath(), got[0])}
+		}
+		return nil
+	}}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	cmd.AddCommand(commands...)
 	return cmd
@@ -83,7 +94,28 @@ func (a *app) workspaceCommand() *cobra.Command {
 		fmt.Fprintf(a.errOut, "%s is %s of %s.\n", args[0], *role, c.Workspace)
 		return nil
 	}
-	return group("workspace", "Workspaces and their members", ls, create, add)
+	members := &cobra.Command{Use: "members", Short: "List the members of a workspace", Args: args(0, 0, "no argument"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.connect()
+			if err != nil {
+				return err
+			}
+			return fetch(a, cmd, c.in("members"), func(w io.Writer, all list[memberRow]) {
+				row(w, "EMAIL", "ROLE", "SINCE")
+				for _, m := range all.Items {
+					row(w, m.Email, m.Role, m.AddedAt.Local().Format("2006-01-02"))
+				}
+			})
+		}}
+	remove := &cobra.Command{Use: "remove EMAIL", Short: "Remove a member; what they made stays", Args: args(1, 1, "an e-mail address"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.connect()
+			if err != nil {
+				return err
+			}
+			return a.remove(cmd, c.in("members", args[0]), args[0]+" is no member of "+c.Workspace+" any more.")
+		}}
+	return group("workspace", "Workspaces and their members", ls, create, members, add, remove)
 }
 
 func (a *app) userCommand() *cobra.Command {

@@ -46,10 +46,11 @@ func Main(version string, args []string) int {
 	a := &app{version: version, out: os.Stdout, errOut: os.Stderr}
 	root := a.root()
 	root.SetArgs(args)
-	return a.status(root.ExecuteContext(ctx))
+	cmd, err := root.ExecuteContextC(ctx)
+	return a.status(cmd, err)
 }
 
-func (a *app) status(err error) int {
+func (a *app) status(cmd *cobra.Command, err error) int {
 	var code exitStatus
 	var usage usageError
 	switch {
@@ -59,7 +60,7 @@ func (a *app) status(err error) int {
 		return int(code)
 	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"):
 		fmt.Fprintln(a.errOut, "remotegpu:", err)
-		fmt.Fprintln(a.errOut, "See remotegpu --help.")
+		fmt.Fprintf(a.errOut, "See %s --help.\n", cmd.CommandPath())
 		return 2
 	}
 	fmt.Fprintln(a.errOut, "remotegpu:", err)
@@ -86,7 +87,8 @@ First steps:
 	flags.StringVarP(&a.output, "output", "o", "table", "table or json")
 	flags.StringVarP(&a.workspace, "workspace", "w", os.Getenv("REMOTEGPU_WORKSPACE"), "workspace (default: the one from login)")
 	root.AddCommand(a.serverCommand(), a.loginCommand(), a.logoutCommand(), a.hostCommand(), a.envCommand(), a.sshCommand(),
-		a.sshProxyCommand(), a.sshConfigCommand(), a.keyCommand(), a.tokenCommand(), a.workspaceCommand(), a.userCommand())
+		a.sshProxyCommand(), a.sshConfigCommand(), a.keyCommand(), a.tokenCommand(), a.workspaceCommand(), a.userCommand(), a.schedulerCommand(),
+		a.recordingCommand(), a.playCommand(), a.forwardCommand(), a.appCommand(), a.jupyterCommand(), a.rdpCommand(), a.attachCommand(), a.sessionsCommand())
 	return root
 }
 

@@ -177,31 +177,14 @@ func (c *client) call(ctx context.Context, method, path string, in, out any) err
 		}
 		body = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, c.URL+path, body)
+	answer, err := c.send(ctx, c.http, method, path, body)
 	if err != nil {
 		return err
 	}
-	if in != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	if c.Token != "" {
-		req.Header.Set("Authorization", "Bearer "+c.Token)
-	}
-	resp, err := c.http.Do(req)
+	defer answer.Close()
+	b, err := io.ReadAll(io.LimitReader(answer, 64<<20))
 	if err != nil {
 		return unreachable(c.URL, err)
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
-	if err != nil {
-		return unreachable(c.URL, err)
-	}
-	if resp.StatusCode >= 300 {
-		p := &problem{Status: resp.StatusCode}
-		if json.Unmarshal(b, p) != nil || p.Detail == "" {
-			p.Detail = fmt.Sprintf("%s answered %s; is this a RemoteGPU server?", c.URL, resp.Status)
-		}
-		return p
 	}
 	if out == nil || len(b) == 0 {
 		return nil
@@ -210,6 +193,40 @@ func (c *client) call(ctx context.Context, method, path string, in, out any) err
 		return fmt.Errorf("read answer of %s: %w", path, err)
 	}
 	return nil
+}
+
+// download returns the body of a GET, which may take as long as it takes.
+func (c *client) download(ctx context.Context, path string) (io.ReadCloser, error) {
+	return c.send(ctx, &http.Client{Transport: c.http.Transport}, http.MethodGet, path, nil)
+}
+
+// send returns the body of a good answer; of another, what it says as error.
+// Body is JSON, or nil.
+func (c *client) send(ctx context.Context, with *http.Client, method, path string, body io.Reader) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.URL+path, body)
+	if err != nil {
+		return nil, err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if c.Token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.Token)
+	}
+	resp, err := with.Do(req)
+	if err != nil {
+		return nil, unreachable(c.URL, err)
+	}
+	if resp.StatusCode < 300 {
+		return resp.Body, nil
+	}
+	defer resp.Body.Close()
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20)) // what came is enough
+	p := &problem{Status: resp.StatusCode}
+	if json.Unmarshal(b, p) != nil || p.Detail == "" {
+		p.Detail = fmt.Sprintf("%s answered %s; is this a RemoteGPU server?", c.URL, resp.Status)
+	}
+	return nil, p
 }
 
 func unreachable(server string, err error) error {

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -32,7 +35,7 @@ type envRow struct {
 }
 
 func (a *app) envCommand() *cobra.Command {
-	commands := []*cobra.Command{a.envCreate(), a.envList(), a.envShow(), a.envEvents(), a.envRemove()}
+	commands := []*cobra.Command{a.envCreate(), a.envList(), a.envShow(), a.envEvents(), a.envLogs(), a.envRemove()}
 	for _, v := range []struct{ verb, short, reached, done string }{
 		{"start", "Start a stopped environment", "running", "runs"},
 		{"stop", "Stop an environment; its files stay", "stopped", "is stopped"},
@@ -49,12 +52,13 @@ func (a *app) envCommand() *cobra.Command {
 }
 
 type createFlags struct {
-	image, gpuModel, restart, host, region string
-	gpus                                   int
-	gpuMemory, memory, disk, shm           string
-	cpus                                   float64
-	env                                    map[string]string
-	wait                                   bool
+	image, user, workdir, gpuModel, restart, host, region string
+	preferHost, preferRegion, preferGPU                   string
+	gpus, priority                                        int
+	gpuMemory, memory, disk, shm                          string
+	cpus                                                  float64
+	env, mounts                                           map[string]string
+	wait                                                  bool
 }
 
 func (a *app) envCreate() *cobra.Command {
@@ -79,8 +83,15 @@ func (a *app) envCreate() *cobra.Command {
 	fl.StringVar(&f.shm, "shm", "", "/dev/shm, like 8GiB (default 64MiB)")
 	fl.StringToStringVarP(&f.env, "env", "e", nil, "environment variable: KEY=VALUE")
 	fl.StringVar(&f.restart, "restart", "", "always, on-failure or never (default always)")
+	fl.StringVar(&f.user, "user", "", "who runs the command and shells: name or uid, with :gid (default: the image's)")
+	fl.StringVar(&f.workdir, "workdir", "", "where the command starts")
+	fl.StringToStringVar(&f.mounts, "mount", nil, "folder kept until the environment is deleted: /path/in/it=NAME (default: /gemini/code and /gemini/output)")
+	fl.IntVar(&f.priority, "priority", 0, "0 to 100; higher is served first (needs a workspace admin)")
 	fl.StringVar(&f.host, "host", "", "only on this host")
 	fl.StringVar(&f.region, "region", "", "only on hosts of this region")
+	fl.StringVar(&f.preferHost, "prefer-host", "", "on this host, if possible")
+	fl.StringVar(&f.preferRegion, "prefer-region", "", "on a host of this region, if possible")
+	fl.StringVar(&f.preferGPU, "prefer-gpu-model", "", "on GPUs whose name has this text, if possible")
 	fl.BoolVar(&f.wait, "wait", true, "wait until it runs, and show how it gets there")
 	return cmd
 }
@@ -114,8 +125,7 @@ func (a *app) create(ctx context.Context, name string, command []string, f creat
 }
 
 func (f createFlags) body(name string, command []string) (map[string]any, error) {
-	body := map[string]any{"name": name}
-	resources := map[string]any{}
+	resources := given(map[string]any{"gpus": f.gpus, "milli_cpu": int(f.cpus * 1000), "gpu_model": f.gpuModel})
 	for key, text := range map[string]string{"memory": f.memory, "disk": f.disk, "shm": f.shm, "gpu_memory": f.gpuMemory} {
 		if text == "" {
 			continue
@@ -126,39 +136,25 @@ func (f createFlags) body(name string, command []string) (map[string]any, error)
 		}
 		resources[key] = n
 	}
-	if f.gpus > 0 {
-		resources["gpus"] = f.gpus
+	var mounts []map[string]string
+	for _, target := range slices.Sorted(maps.Keys(f.mounts)) {
+		mounts = append(mounts, map[string]string{"target": target, "volume": f.mounts[target]})
 	}
-	if f.cpus > 0 {
-		resources["milli_cpu"] = int(f.cpus * 1000)
-	}
-	for key, v := range map[string]string{"image": f.image, "restart": f.restart} {
-		if v != "" {
-			body[key] = v
-		}
-	}
-	if f.gpuModel != "" {
-		resources["gpu_model"] = f.gpuModel
-	}
-	affinity := map[string]any{}
-	if f.host != "" {
-		affinity["host"] = f.host
-	}
-	if f.region != "" {
-		affinity["region"] = f.region
-	}
-	for key, v := range map[string]map[string]any{"resources": resources, "affinity": affinity} {
-		if len(v) > 0 {
-			body[key] = v
-		}
-	}
-	if len(command) > 0 {
-		body["command"] = command
-	}
-	if len(f.env) > 0 {
-		body["env"] = f.env
-	}
-	return body, nil
+	return given(map[string]any{
+		"name": name, "image": f.image, "restart": f.restart, "user": f.user, "workdir": f.workdir, "priority": f.priority,
+		"command": command, "env": f.env, "mounts": mounts, "resources": resources,
+		"affinity": given(map[string]any{"host": f.host, "region": f.region}),
+		"prefer":   given(map[string]any{"host": f.preferHost, "region": f.preferRegion, "gpu_model": f.preferGPU}),
+	}), nil
+}
+
+// given leaves out what was not said.
+func given(m map[string]any) map[string]any {
+	maps.DeleteFunc(m, func(_ string, v any) bool {
+		r := reflect.ValueOf(v)
+		return r.IsZero() || (r.Kind() == reflect.Map || r.Kind() == reflect.Slice) && r.Len() == 0
+	})
+	return m
 }
 
 func (a *app) howToReach(ctx context.Context, c *client, env envRow) error {
@@ -171,14 +167,21 @@ func (a *app) howToReach(ctx context.Context, c *client, env envRow) error {
 	return nil
 }
 
+const (
+	followWait = time.Second            // for a change; what is pulled grows without one
+	followPace = 250 * time.Millisecond // between answers in which nothing has
+)
+
 // follow shows how an environment gets to a phase, until it is there or it is
 // clear that it will not come.
 func (a *app) follow(ctx context.Context, c *client, name, reached string) (envRow, error) {
 	p := newProgress(a.errOut)
 	defer p.end()
-	var env envRow
-	for {
-		if err := c.call(ctx, http.MethodGet, c.in("environments", name), nil, &env); err != nil {
+	for phase := ""; ; {
+		pace := time.After(followPace)
+		var env envRow // anew: an answer leaves out what is empty
+		path := fmt.Sprintf("%s?while=%s&wait=%d", c.in("environments", name), phase, int(followWait.Seconds()))
+		if err := c.call(ctx, http.MethodGet, path, nil, &env); err != nil {
 			var gone *problem
 			if reached == "deleted" && errors.As(err, &gone) && gone.Status == http.StatusNotFound {
 				return env, nil
@@ -194,10 +197,14 @@ func (a *app) follow(ctx context.Context, c *client, name, reached string) (envR
 				return env, fmt.Errorf("environment %s is %s: %s", env.Name, env.Phase, env.Message)
 			}
 		}
+		if env.Phase != phase {
+			phase = env.Phase
+			continue
+		}
 		select {
 		case <-ctx.Done():
 			return env, fmt.Errorf("stopped waiting; environment %s is %s (it goes on by itself: remotegpu env show %s)", name, env.Phase, name)
-		case <-time.After(250 * time.Millisecond):
+		case <-pace:
 		}
 	}
 }
@@ -286,6 +293,29 @@ func (a *app) envEvents() *cobra.Command {
 			}
 			return fetch(a, cmd, c.in("environments", args[0], "events"), printEvents)
 		}}
+}
+
+func (a *app) envLogs() *cobra.Command {
+	cmd := &cobra.Command{Use: "logs ENV", Short: "What an environment's command has written", Args: args(1, 1, "an environment"),
+		Example: "  remotegpu env logs train -f"}
+	tail := cmd.Flags().Uint32("tail", 100, "how many lines from the end")
+	follow := cmd.Flags().BoolP("follow", "f", false, "go on with what is added, until interrupted")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, err := a.connect()
+		if err != nil {
+			return err
+		}
+		logs, err := c.download(cmd.Context(), fmt.Sprintf("%s?tail=%d&follow=%v", c.in("environments", args[0], "logs"), *tail, *follow))
+		if err != nil {
+			return err
+		}
+		defer logs.Close()
+		if _, err := io.Copy(a.out, logs); err != nil && cmd.Context().Err() == nil {
+			return fmt.Errorf("the log of %s broke off: %w", args[0], err)
+		}
+		return nil
+	}
+	return cmd
 }
 
 // parseSize reads 16GiB, 16G (the same), 512MiB or plain bytes.

@@ -58,6 +58,14 @@ func (h hostRow) gpus() string {
 	return fmt.Sprintf("%s (%d free)", strings.Join(parts, ", "), free)
 }
 
+// life says "online", or "online, cordoned" where its state says more.
+func (h hostRow) life() string {
+	if h.State == "active" || h.State == h.Status {
+		return h.Status
+	}
+	return h.Status + ", " + h.State
+}
+
 func (a *app) hostCommand() *cobra.Command {
 	verbs := []struct{ use, path, short, done string }{
 		{"approve", "approve", "Let a host in that joined with a token that asks for approval", "is approved"},
@@ -68,7 +76,8 @@ func (a *app) hostCommand() *cobra.Command {
 		{"activate", "activate", "Bring a host back from maintenance or drain", "is active"},
 		{"retire", "retire", "Remove a host from the fleet for good", "is retired"},
 	}
-	commands := []*cobra.Command{a.hostList(), a.hostShow(), a.hostJoin(), a.hostLabel(), a.hostEvents()}
+	commands := []*cobra.Command{a.hostList(), a.hostShow(), a.hostJoin(), a.hostTokens(), a.hostRevoke(), a.hostLabel(), a.hostEvents(),
+		a.hostWords("group", "groups"), a.hostWords("tag", "tags")}
 	for _, v := range verbs {
 		commands = append(commands, &cobra.Command{Use: v.use + " HOST", Short: v.short, Args: args(1, 1, "a host"),
 			RunE: func(cmd *cobra.Command, args []string) error {
@@ -96,7 +105,7 @@ func (a *app) hostList() *cobra.Command {
 		return fetch(a, cmd, "/api/v1/hosts?"+query.Encode(), func(w io.Writer, all list[hostRow]) {
 			row(w, "NAME", "STATUS", "HEALTH", "GPUS", "CPUS", "MEMORY", "SYSTEM", "SEEN")
 			for _, h := range all.Items {
-				row(w, h.Name, h.Status, h.Health, h.gpus(), h.CPUs, size(h.Memory), or(h.OSVersion, h.OS)+" "+h.Arch, ago(h.LastSeen))
+				row(w, h.Name, h.life(), h.Health, h.gpus(), h.CPUs, size(h.Memory), or(h.OSVersion, h.OS)+" "+h.Arch, ago(h.LastSeen))
 			}
 		})
 	}
@@ -166,9 +175,75 @@ func (a *app) hostLabel() *cobra.Command {
 			if err := c.call(cmd.Context(), http.MethodPatch, hostPath(args[0]), map[string]any{"labels": labels}, nil); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.errOut, "Host %s has %d labels.\n", args[0], len(labels))
+			fmt.Fprintf(a.errOut, "Host %s now has %s.\n", args[0], count(len(labels), "label"))
 			return nil
 		}}
+}
+
+// hostWords sets one of a host's lists of words.
+func (a *app) hostWords(use, list string) *cobra.Command {
+	return &cobra.Command{Use: use + " HOST [" + strings.ToUpper(use) + "...]", Short: "Set the " + list + " of a host; none removes all", Args: args(1, -1, "a host"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.connect()
+			if err != nil {
+				return err
+			}
+			if err := c.call(cmd.Context(), http.MethodPatch, hostPath(args[0]), map[string][]string{list: args[1:]}, nil); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.errOut, "Host %s now has %s.\n", args[0], count(len(args)-1, use))
+			return nil
+		}}
+}
+
+func (a *app) hostTokens() *cobra.Command {
+	return &cobra.Command{Use: "tokens", Short: "List join tokens", Args: args(0, 0, "no argument"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return fetch(a, cmd, "/api/v1/join-tokens", func(w io.Writer, all list[joinRow]) {
+				row(w, "ID", "USED", "EXPIRES", "APPROVAL", "REVOKED")
+				for _, t := range all.Items {
+					row(w, t.ID, fmt.Sprintf("%d of %d", t.Used, t.Uses), t.ExpiresAt.Local().Format("2006-01-02 15:04"), t.Approval, t.Revoked)
+				}
+			})
+		}}
+}
+
+func (a *app) hostRevoke() *cobra.Command {
+	return &cobra.Command{Use: "revoke ID", Short: "Revoke a join token; hosts that joined with it stay", Args: args(1, 1, "an id from host tokens"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.remove(cmd, "/api/v1/join-tokens/"+url.PathEscape(args[0]), "Join token revoked.")
+		}}
+}
+
+func (a *app) schedulerCommand() *cobra.Command {
+	return &cobra.Command{Use: "scheduler [STRATEGY]", Short: "How hosts are chosen (platform admins)", Args: args(0, 1, "at most one strategy"),
+		Long: "Shows or sets the strategy by which hosts are chosen: first_fit, best_fit, least_loaded, round_robin or random.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.connect()
+			if err != nil {
+				return err
+			}
+			var s struct {
+				Strategy string `json:"strategy"`
+			}
+			method, in := http.MethodGet, any(nil)
+			if len(args) == 1 {
+				method, in = http.MethodPut, map[string]string{"strategy": args[0]}
+			}
+			if err := c.call(cmd.Context(), method, "/api/v1/scheduler", in, &s); err != nil {
+				return err
+			}
+			return a.show(s, func(w io.Writer) { fmt.Fprintln(w, s.Strategy) })
+		}}
+}
+
+type joinRow struct {
+	ID        string    `json:"id"`
+	Uses      int       `json:"uses"`
+	Used      int       `json:"used"`
+	ExpiresAt time.Time `json:"expires_at"`
+	Approval  bool      `json:"approval"`
+	Revoked   bool      `json:"revoked"`
 }
 
 type eventRow struct {

@@ -160,10 +160,15 @@ func (a *app) remember(ctx context.Context, c *client) error {
 
 func (a *app) logoutCommand() *cobra.Command {
 	return &cobra.Command{Use: "logout", Short: "Forget the login on this machine", Args: args(0, 0, "no argument"),
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			name, err := a.profilePath()
 			if err != nil {
 				return err
+			}
+			if c, err := a.connect(); err == nil && strings.HasPrefix(c.Token, "rgs_") { // a session ends, with what was opened by it; a token may have other uses
+				if err := c.call(cmd.Context(), http.MethodDelete, "/api/v1/login", nil, nil); err != nil {
+					fmt.Fprintf(a.errOut, "The session on the server could not be ended (%v); it ends by itself within 14 days.\n", err)
+				}
 			}
 			if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 				return err

@@ -2,7 +2,9 @@ package cli
 
 import (
 	"log/slog"
+	"math"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -48,7 +50,24 @@ password to first-login.json in the data folder.`,
 	f.BoolVar(&cfg.PublicCA, "public-ca", false, "the certificate is of an authority that every system knows")
 	f.BoolVar(&cfg.PlainHTTP, "behind-proxy", false, "a proxy in front ends TLS: listen without, trust its X-Forwarded-For")
 	f.StringVar(&cfg.ProxyCA, "proxy-ca", "", "PEM file of the authority of the proxy's certificate, if systems do not know it")
+	f.StringVar(&cfg.AppsDomain, "apps-domain", "", "apps of environments get hosts of their own below it; needs *.DOMAIN in DNS and certificate (default for localhost: apps.localhost)")
+	f.StringVar(&cfg.AppsListen, "apps-listen", "", "without --apps-domain: address that all apps share; off: none (default: the port after --listen's)")
+	f.StringVar(&cfg.AppsURL, "apps-url", "", "how people reach --apps-listen, or a second name of the HTTPS port that all apps share (default: from --url)")
 	f.StringVar(&cfg.Downloads, "downloads", "", "folder of a release, for the installer (default DATA-DIR/dl)")
+	f.StringVar(&cfg.BlobURL, "blob-url", "", "store of recordings: file:///FOLDER, or s3://BUCKET?region=…[&endpoint=https://…] with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (default DATA-DIR/blobs)")
+	f.StringVar(&cfg.Clipboard, "rdp-clipboard", "both", "most that may be copied over remote desktops: both, to-host, from-host or none")
+	f.Func("user-rate", "most bytes per second over all streams of a user, like 50MiB (default: no cap)", sizeInto(&cfg.UserRate))
+	f.Func("host-rate", "most bytes per second over all streams of a host, like 100MiB (default: no cap)", sizeInto(&cfg.HostRate))
+	f.DurationVar(&cfg.Drain, "drain", 10*time.Second, "how long a stop waits for ssh sessions and forwards; those of remotegpu ssh survive it")
 	f.BoolVar(&debug, "debug", false, "log more")
 	return cmd
+}
+
+// sizeInto reads a flag that is a size.
+func sizeInto(to *int) func(string) error {
+	return func(text string) error {
+		n, err := parseSize(text)
+		*to = int(min(n, math.MaxInt))
+		return err
+	}
 }

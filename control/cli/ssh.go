@@ -25,23 +25,45 @@ type gatewayRow struct {
 }
 
 func (a *app) sshCommand() *cobra.Command {
-	var tty, noTTY bool
+	var tty, noTTY, noResume bool
+	var h holding
 	cmd := &cobra.Command{
 		Use: "ssh ENV [-- COMMAND...]", Short: "A shell, or a command, in an environment",
 		Long: `A shell, or a command, in an environment, over the server's HTTPS port.
+
+The session survives: when the network changes, the server restarts or this machine
+sleeps, it goes on where it was, and the program runs on for the time of --keep.
+At the beginning of a line, ~. ends the session, ~d leaves it running (see remotegpu
+attach), ~? lists this.
 
 The exit status is the command's own; 255 means that it could not be run.
 Plain OpenSSH works as well: see remotegpu ssh-config.`,
 		Example: "  remotegpu ssh my-env\n  remotegpu ssh my-env -- nvidia-smi\n  tar c . | remotegpu ssh my-env -- tar x -C /gemini/code",
 		Args:    args(1, -1, "an environment"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := h.check(); err != nil {
+				return err
+			}
 			want := len(args) == 1 && term.IsTerminal(int(os.Stdin.Fd()))
-			return a.ssh(cmd.Context(), args[0], strings.Join(args[1:], " "), (want || tty) && !noTTY)
+			command, terminal := strings.Join(args[1:], " "), (want || tty) && !noTTY
+			if noResume {
+				return a.ssh(cmd.Context(), args[0], command, terminal)
+			}
+			return a.shell(cmd.Context(), args[0], command, terminal, h)
 		},
 	}
 	cmd.Flags().BoolVarP(&tty, "tty", "t", false, "make a terminal, also for a command")
 	cmd.Flags().BoolVarP(&noTTY, "no-tty", "T", false, "make no terminal")
+	cmd.Flags().BoolVar(&noResume, "no-resume", false, "a plain SSH session, which ends with its connection")
+	h.flags(cmd)
 	return cmd
+}
+
+func termName() string {
+	if name := os.Getenv("TERM"); name != "" {
+		return name
+	}
+	return "xterm-256color"
 }
 
 func (a *app) ssh(ctx context.Context, env, command string, tty bool) error {
@@ -65,7 +87,7 @@ func (a *app) ssh(ctx context.Context, env, command string, tty bool) error {
 		return err
 	}
 	if tty {
-		restore, err := terminal(ses)
+		restore, err := remoteTerminal(ses)
 		if err != nil {
 			return err
 		}
@@ -110,7 +132,7 @@ func (c *client) sshClient(ctx context.Context, user string) (*ssh.Client, error
 		return nil, err
 	}
 	sc, channels, requests, err := ssh.NewClientConn(conn, gw.Address, &ssh.ClientConfig{
-		User: user, HostKeyCallback: ssh.FixedHostKey(key), ClientVersion: "SSH-2.0-remotegpu",
+		User: user, HostKeyCallback: ssh.FixedHostKey(key), HostKeyAlgorithms: []string{key.Type()}, ClientVersion: "SSH-2.0-remotegpu",
 	})
 	if err != nil {
 		conn.Close()
@@ -131,19 +153,15 @@ func (c *client) dialSSH(ctx context.Context) (net.Conn, error) {
 	return conn, nil
 }
 
-// terminal puts the local one into raw mode, asks for one over there and keeps
+// remoteTerminal puts the local one into raw mode, asks for one over there and keeps
 // their sizes alike.
-func terminal(ses *ssh.Session) (restore func(), err error) {
+func remoteTerminal(ses *ssh.Session) (restore func(), err error) {
 	fd := int(os.Stdin.Fd())
 	cols, rows, err := term.GetSize(fd)
 	if err != nil {
 		cols, rows = 80, 24
 	}
-	name := os.Getenv("TERM")
-	if name == "" {
-		name = "xterm-256color"
-	}
-	if err := ses.RequestPty(name, rows, cols, ssh.TerminalModes{}); err != nil {
+	if err := ses.RequestPty(termName(), rows, cols, ssh.TerminalModes{}); err != nil {
 		return nil, fmt.Errorf("ask for a terminal: %w", err)
 	}
 	restore = func() {}
@@ -175,72 +193,4 @@ func sessionStatus(err error) error {
 		return exitStatus(255)
 	}
 	return err
-}
-
-func (a *app) sshProxyCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "ssh-proxy", Short: "ProxyCommand for OpenSSH, over the HTTPS port", Args: args(0, 0, "no argument"),
-		Long: "Connects stdin and stdout with the SSH gateway over the server's HTTPS port.\nUse it as OpenSSH's ProxyCommand; remotegpu ssh-config writes it for you.",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.connect()
-			if err != nil {
-				return err
-			}
-			conn, err := c.dialSSH(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer conn.Close()
-			go func() {
-				_, _ = io.Copy(conn, os.Stdin) // ends with ssh or with the connection
-				if half, ok := conn.(interface{ CloseWrite() error }); ok {
-					_ = half.CloseWrite()
-				}
-			}()
-			_, err = io.Copy(os.Stdout, conn)
-			return err
-		},
-	}
-}
-
-func (a *app) sshConfigCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "ssh-config", Short: "Print what makes ssh ENV.rg just work", Args: args(0, 0, "no argument"),
-		Long:    "Prints a block for ~/.ssh/config. With it, ssh ENV.rg, and whatever builds on ssh,\nreaches an environment over the server's HTTPS port, without a key.",
-		Example: "  remotegpu ssh-config >> ~/.ssh/config\n  ssh my-env.rg",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.connect()
-			if err != nil {
-				return err
-			}
-			return a.sshConfig(cmd.Context(), c)
-		},
-	}
-}
-
-func (a *app) sshConfig(ctx context.Context, c *client) error {
-	var gw gatewayRow
-	if err := c.call(ctx, http.MethodGet, "/api/v1/ssh", nil, &gw); err != nil {
-		return err
-	}
-	file, err := a.profilePath()
-	if err != nil {
-		return err
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	known := strings.TrimSuffix(file, ".json") + ".known_hosts"
-	if err := os.WriteFile(known, []byte("remotegpu "+gw.HostKey+"\n"), 0o600); err != nil {
-		return err
-	}
-	fmt.Fprintf(a.out, `# RemoteGPU, %s
-Match host *.rg exec "true"
-    ProxyCommand "%s" --config "%s" ssh-proxy
-    HostKeyAlias remotegpu
-    UserKnownHostsFile "%s"
-    User %%n.%s
-`, c.URL, self, file, known, c.Workspace)
-	return nil
 }

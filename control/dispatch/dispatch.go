@@ -130,8 +130,8 @@ func (s *Service) compile(ctx context.Context, tx pg.Tx, host string, workloads 
 	if r.document, err = protocol.Sign(&d, s.cfg.Key); err != nil {
 		return r, fmt.Errorf("sign desired document: %w", err)
 	}
-	if len(r.document) > protocol.MaxDesired {
-		return r, fmt.Errorf("desired document of %d bytes is over the limit of %d: too much on one host", len(r.document), protocol.MaxDesired)
+	if len(r.document) > protocol.MaxDocument {
+		return r, fmt.Errorf("desired document of %d bytes is over the limit of %d: too much on one host", len(r.document), protocol.MaxDocument)
 	}
 	if r.digest, err = d.Digest(); err != nil {
 		return r, err
@@ -140,6 +140,19 @@ func (s *Service) compile(ctx context.Context, tx pg.Tx, host string, workloads 
 	_, err = tx.Exec(ctx, `update desired_documents set dirty = false, generation = $2, digest = $3, document = $4 where host_id = $1`,
 		host, int64(r.generation), r.digest, r.document)
 	return r, err
+}
+
+// message is what is published of r: the document, or a reference to one that is
+// too large for that.
+func (s *Service) message(host string, r record) ([]byte, error) {
+	if len(r.document) <= protocol.MaxDesired {
+		return r.document, nil
+	}
+	signed, err := protocol.SignReference(protocol.Refer(host, r.generation, r.document), s.cfg.Key)
+	if err != nil {
+		return nil, fmt.Errorf("sign reference: %w", err)
+	}
+	return signed, nil
 }
 
 func load(ctx context.Context, tx pg.Tx, host string) (r record, err error) {

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/remotegpu/remotegpu/control/auth"
+	"github.com/remotegpu/remotegpu/control/errs"
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
@@ -177,8 +179,51 @@ func (w *world) step(r *rand.Rand) {
 		w.stop()
 		w.restore()
 		w.start()
+	case n < 93:
+		w.large.Store(!w.large.Load())
+		w.touch()
 	default:
 		time.Sleep(time.Duration(r.IntN(4)) * time.Millisecond) // lets the interleaving vary
+	}
+}
+
+// TestLargeDocument: it goes by reference, and to its own host alone.
+func TestLargeDocument(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.hello()
+	w.change(1)
+	if w.agent.fetched != 0 {
+		t.Errorf("a small document went by reference")
+	}
+	w.large.Store(true)
+	w.change(1)
+	newest := w.agent.generation
+	if w.agent.fetched == 0 || w.agent.refused != 0 {
+		t.Errorf("agent %+v", *w.agent)
+	}
+	own := auth.Caller{Kind: auth.KindHost, ID: w.host}
+	if b, err := w.svc.Document(t.Context(), own, newest); err != nil || len(b) <= protocol.MaxDesired {
+		t.Errorf("its own document: %d bytes, %v", len(b), err)
+	}
+	other := auth.Caller{Kind: auth.KindHost, ID: protocol.NewID(protocol.PrefixHost)}
+	for _, c := range []struct {
+		name       string
+		caller     auth.Caller
+		generation uint64
+		kind       errs.Kind
+	}{
+		{"another host", other, newest, errs.Conflict},
+		{"an older generation", own, newest - 1, errs.Conflict},
+		{"a generation to come", own, newest + 1, errs.Conflict},
+		{"no generation", own, 0, errs.Conflict},
+		{"a host without documents", other, 0, errs.Conflict},
+		{"a platform admin", auth.Caller{Kind: auth.KindUser, ID: "usr_x", Admin: true}, newest, errs.Denied},
+		{"nobody", auth.Caller{}, newest, errs.Unauthenticated},
+	} {
+		if b, err := w.svc.Document(t.Context(), c.caller, c.generation); len(b) != 0 || errs.KindOf(err) != c.kind {
+			t.Errorf("%s: %d bytes, %v", c.name, len(b), err)
+		}
 	}
 }
 

@@ -134,7 +134,9 @@ func (s *Service) publish(ctx context.Context, ln *lane) time.Duration {
 		ln.tries = 0
 		return 0
 	}
-	s.check("publish desired document", ln, s.cfg.Publish(ln.host, protocol.TopicDesired, r.document))
+	if message, err := s.message(ln.host, r); s.check("refer to desired document", ln, err) {
+		s.check("publish desired document", ln, s.cfg.Publish(ln.host, protocol.TopicDesired, message))
+	}
 	return s.again(ln)
 }
 

@@ -6,11 +6,13 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/pg"
 	"github.com/remotegpu/remotegpu/control/pgtest"
 	"github.com/remotegpu/remotegpu/protocol"
@@ -27,6 +29,7 @@ type world struct {
 	host string
 	env  string
 
+	large     atomic.Bool // the document is too large for a message
 	loss      atomic.Bool // publishes are lost
 	broken    atomic.Bool // other modules fail, as when the database is away
 	connected atomic.Bool
@@ -50,6 +53,7 @@ type agent struct {
 	epoch, seq uint64
 	acked      uint64
 	refused    int
+	fetched    int // by reference
 }
 
 var quick = []time.Duration{2 * time.Millisecond, 4 * time.Millisecond}
@@ -129,8 +133,12 @@ func (w *world) workloads(ctx context.Context, db pg.DB, _ string) ([]protocol.W
 	if err := db.QueryRow(ctx, "select n from wishes").Scan(&n); err != nil {
 		return nil, err
 	}
-	return []protocol.Workload{{ID: w.env, Revision: uint64(n), Name: "box", Workspace: "ws_x", Want: protocol.WantRunning, Restart: protocol.RestartAlways,
-		Image: "docker.io/library/debian:12"}}, nil
+	list := []protocol.Workload{{ID: w.env, Revision: uint64(n), Name: "box", Workspace: "ws_x", Want: protocol.WantRunning, Restart: protocol.RestartAlways,
+		Image: "docker.io/library/debian:12"}}
+	if w.large.Load() {
+		list[0].Env = map[string]string{"TEXT": strings.Repeat("x", protocol.MaxDesired)}
+	}
+	return list, nil
 }
 
 // publish plays broker and agent: at most once, in order.
@@ -155,7 +163,20 @@ func (w *world) publish(_, topic string, payload []byte) error {
 
 // obey takes a document as an agent does; w.mu is held.
 func (w *world) obey(payload []byte) {
-	d, err := protocol.Verify(payload, w.host, []ed25519.PublicKey{w.key.Public().(ed25519.PublicKey)})
+	if len(payload) > protocol.MaxDesired {
+		w.t.Errorf("a message of %d bytes", len(payload))
+	}
+	pinned := []ed25519.PublicKey{w.key.Public().(ed25519.PublicKey)}
+	d, err := protocol.Verify(payload, w.host, pinned)
+	if ref, refErr := protocol.VerifyReference(payload, w.host, pinned); refErr == nil {
+		if payload, err = w.svc.Document(w.t.Context(), auth.Caller{Kind: auth.KindHost, ID: w.host}, ref.Generation); err != nil {
+			return // a newer one is there by now, or the test ends
+		}
+		if err = ref.Check(payload); err == nil {
+			d, err = protocol.Verify(payload, w.host, pinned)
+		}
+		w.agent.fetched++
+	}
 	if err != nil {
 		w.t.Errorf("document: %v", err)
 		return

@@ -27,6 +27,14 @@ type pathInput struct {
 	Environment string `path:"environment" doc:"Name or id"`
 }
 
+type showInput struct {
+	Workspace   string `path:"workspace" doc:"Name or id"`
+	Environment string `path:"environment" doc:"Name or id"`
+
+	While string `query:"while" doc:"Wait while this is its phase, and nothing of it changes"`
+	Wait  int    `query:"wait" minimum:"0" maximum:"30" doc:"Seconds to wait at most"`
+}
+
 type eventsInput struct {
 	Workspace   string `path:"workspace" doc:"Name or id"`
 	Environment string `path:"environment" doc:"Name or id"`
@@ -49,8 +57,8 @@ func (s *Service) Routes(api *web.API) {
 			return s.Create(ctx, c, in.Workspace, in.Body)
 		})
 	web.Register(api, web.Route{Method: http.MethodGet, Path: root + "/{environment}", Action: auth.EnvironmentRead, Summary: "Show an environment"},
-		func(ctx context.Context, c auth.Caller, in *pathInput) (Environment, error) {
-			return s.Get(ctx, c, in.Workspace, in.Environment)
+		func(ctx context.Context, c auth.Caller, in *showInput) (Environment, error) {
+			return s.await(ctx, c, in)
 		})
 	web.Register(api, web.Route{Method: http.MethodDelete, Path: root + "/{environment}", Action: auth.EnvironmentWrite, Summary: "Delete an environment and its files"},
 		func(ctx context.Context, c auth.Caller, in *pathInput) (web.None, error) {

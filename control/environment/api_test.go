@@ -183,7 +183,7 @@ func TestDocumentsStaySmall(t *testing.T) {
 	w := newWorld(t)
 	h := w.host("gpu-1", 0)
 	waiting := 0
-	for i := range 20 {
+	for i := range 410 {
 		e := w.create(Spec{Name: fmt.Sprint("box-", i), Command: []string{strings.Repeat("x", maxSpecBytes)}})
 		if e.Host == "" {
 			if waiting++; !strings.Contains(e.Message, "too many workloads already") {
@@ -198,7 +198,7 @@ func TestDocumentsStaySmall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b, err := protocol.Marshal(list); err != nil || len(b) > protocol.MaxDesired*9/10 || len(list) < 10 {
+	if b, err := protocol.Marshal(list); err != nil || len(b) > protocol.MaxDocument*9/10 || len(list) < 350 {
 		t.Errorf("%d workloads in a document of %d bytes, %v", len(list), len(b), err)
 	}
 }

@@ -22,6 +22,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/remotegpu/remotegpu/control/errs"
 	"github.com/remotegpu/remotegpu/control/scheduler"
@@ -119,24 +121,28 @@ func (e *Environment) Starting() bool {
 
 // Advice says what to do about an environment that does not run.
 func (e *Environment) Advice() string {
-	switch e.Phase {
-	case protocol.PhaseStopped, protocol.PhaseStopping:
+	switch {
+	case e.Phase == protocol.PhaseStopped, e.Phase == protocol.PhaseStopping:
 		return "Start it: remotegpu env start " + e.Name
-	case protocol.PhaseExited, protocol.PhaseFailed:
+	case e.Phase == protocol.PhaseFailed && e.Want == wantStopped: // its host was retired
+		return sentence(e.Message) + "Start it: remotegpu env start " + e.Name
+	case e.Phase == protocol.PhaseExited, e.Phase == protocol.PhaseFailed:
 		return sentence(e.Message) + "Then: remotegpu env restart " + e.Name
-	case protocol.PhaseBackoff:
+	case e.Phase == protocol.PhaseBackoff:
 		return sentence(e.Message) + "It is tried again by itself; see: remotegpu env events " + e.Name
-	case PhaseDeleting:
+	case e.Phase == PhaseDeleting:
 		return "Create a new one: remotegpu env create"
 	}
 	return sentence(e.Message) + "See: remotegpu env events " + e.Name
 }
 
-func sentence(s string) string {
-	if s == "" {
+// sentence is a message as it stands between others.
+func sentence(message string) string {
+	if message == "" {
 		return ""
 	}
-	return strings.TrimSuffix(s, ".") + ". "
+	first, size := utf8.DecodeRuneInString(message)
+	return string(unicode.ToUpper(first)) + strings.TrimSuffix(message[size:], ".") + ". "
 }
 
 // operation is what a person does to an environment.

@@ -423,6 +423,34 @@ func TestEventsAreFollowed(t *testing.T) {
 	}
 }
 
+// TestAPhaseIsAwaited: who waits while a phase lasts hears of its end at once,
+// and one who asks too late does not wait.
+func TestAPhaseIsAwaited(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	go w.Run(t.Context())
+	w.listening()
+	h := w.host("gpu-1", 1)
+	e := w.create(Spec{Name: "box"})
+	got := make(chan Environment)
+	go func() {
+		e, err := w.await(t.Context(), w.user, &showInput{Workspace: "lab", Environment: "box", While: e.Phase, Wait: 30})
+		if err != nil {
+			t.Error(err)
+		}
+		got <- e
+	}()
+	start := time.Now()
+	w.obey(h)
+	if e := <-got; e.Phase != protocol.PhaseRunning {
+		t.Errorf("awaited: %s", e.Phase)
+	}
+	late := &showInput{Workspace: "lab", Environment: "box", While: e.Phase, Wait: 30}
+	if e := w.must(w.await(t.Context(), w.user, late)); e.Phase != protocol.PhaseRunning || time.Since(start) >= MaxWait {
+		t.Errorf("%s after %v", e.Phase, time.Since(start))
+	}
+}
+
 func TestFind(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

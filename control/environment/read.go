@@ -26,6 +26,27 @@ func (s *Service) Get(ctx context.Context, c auth.Caller, workspace, nameOrID st
 	return s.shown(c, e), nil
 }
 
+// await is Get, but while the environment's phase is in.While it waits for a
+// change of it, up to in.Wait.
+func (s *Service) await(ctx context.Context, c auth.Caller, in *showInput) (Environment, error) {
+	e, err := s.Get(ctx, c, in.Workspace, in.Environment)
+	if err != nil || in.Wait <= 0 || e.Phase != in.While {
+		return e, err
+	}
+	changed, stop := s.watch.on(e.ID)
+	defer stop()
+	if e, err = s.Get(ctx, c, in.Workspace, in.Environment); err != nil || e.Phase != in.While { // before it was watched
+		return e, err
+	}
+	select {
+	case <-changed:
+	case <-time.After(min(time.Duration(in.Wait)*time.Second, MaxWait)):
+	case <-ctx.Done():
+		return e, ctx.Err()
+	}
+	return s.Get(ctx, c, in.Workspace, in.Environment)
+}
+
 // List returns the environments of a workspace, by name.
 func (s *Service) List(ctx context.Context, c auth.Caller, workspace string) ([]Environment, error) {
 	ws, err := s.workspace(ctx, c, auth.EnvironmentRead, workspace)
@@ -95,7 +116,7 @@ func members(c auth.Caller, all []Environment) (own []Environment) {
 	return own
 }
 
-// MaxWait is how long Events waits at most.
+// MaxWait is how long a request waits at most.
 const MaxWait = 30 * time.Second
 
 // Events returns what happened to an environment after the event with id

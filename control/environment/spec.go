@@ -39,9 +39,9 @@ const (
 	maxSpecBytes    = 16 << 10 // command and variables: the host's document must stay small
 	maxBytes        = 1 << 60  // no machine has more
 
-	// A host's document must not grow over protocol.MaxDesired, or its host would
+	// A host's document must not grow over protocol.MaxDocument, or its host would
 	// hear nothing new; some room is left for those who are placed at once.
-	maxDocument = protocol.MaxDesired * 3 / 4
+	maxDocument = protocol.MaxDocument * 3 / 4
 	maxPerHost  = protocol.MaxWorkloads / 2
 )
 

@@ -101,6 +101,10 @@ func TestAdvice(t *testing.T) {
 			t.Errorf("in %s the advice is %q", phase, got)
 		}
 	}
+	lost := Environment{Name: "box", Phase: protocol.PhaseFailed, Want: wantStopped, Message: "its host was retired"}
+	if got, want := lost.Advice(), "Its host was retired. Start it: remotegpu env start box"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
 }
 
 func TestImage(t *testing.T) {

@@ -139,7 +139,7 @@ func (s *Service) orphan(ctx context.Context, tx pg.Tx, e *Environment) error {
 		return err
 	}
 	e.Want, e.Phase, e.Pid, e.StartedAt, e.Address = wantStopped, protocol.PhaseFailed, 0, nil, ""
-	e.Message = "its host " + e.HostName + " was retired, and its files went with it; start it to begin anew on another host with empty volumes, or delete it"
+	e.Message = "its host " + e.HostName + " was retired, and its files went with it; started again, it begins anew on another host with empty volumes"
 	if err := tell(ctx, tx, e, nil, protocol.SeverityWarning, "HostRetired", e.Message); err != nil {
 		return err
 	}

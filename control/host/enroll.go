@@ -154,7 +154,7 @@ func (s *Service) Authenticate(ctx context.Context, token, audience string) (aut
 func badToken(claims jwt.RegisteredClaims) string {
 	if claims.IssuedAt != nil {
 		if off := time.Until(claims.IssuedAt.Time); math.Abs(off.Minutes()) > 2 {
-			return fmt.Sprintf("The host's clock is %s off; set it right (timedatectl set-ntp true).", off.Abs().Round(time.Second))
+			return fmt.Sprintf("The host's clock is %s off; set it right (timedatectl set-ntp true).", off.Abs().Round(time.Minute))
 		}
 	}
 	return "The host's token is not valid; if this goes on, join the host again."

@@ -18,6 +18,7 @@ import (
 const (
 	Desired = "desired"  // signs desired documents
 	SSHHost = "ssh-host" // the gateway's host key
+	SSHCA   = "ssh-ca"   // signs SSH host keys of gateway and hosts
 	CA      = "ca"       // the server's own certificate authority: key and certificate, PEM
 	Tokens  = "tokens"   // signs short-lived tokens of the registry
 )

@@ -2,8 +2,11 @@ package pg_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -105,4 +108,89 @@ func TestPrivateComesBackAfterKill(t *testing.T) {
 		t.Fatalf("start again: %v", err)
 	}
 	second.Close()
+}
+
+// TestPrivateAfterOneThatNobodyReaps: in a container whose first process is no
+// init, a database that an earlier server left stays as a zombie once it ends.
+func TestPrivateAfterOneThatNobodyReaps(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "rgpg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	log := slog.New(slog.DiscardHandler)
+	first, err := pg.StartPrivate(t.Context(), dir, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := same(t, first.Pid())
+	first.Close()
+	if err := left.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer left.Wait()
+	pool, err := pg.Open(t.Context(), first.URL())
+	for deadline := time.Now().Add(30 * time.Second); err != nil; pool, err = pg.Open(t.Context(), first.URL()) {
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	pool.Close()
+	second, err := pg.StartPrivate(t.Context(), dir, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.Close()
+}
+
+// same returns a command that runs what process pid runs, as the same user.
+func same(t *testing.T, pid int) *exec.Cmd {
+	t.Helper()
+	proc := fmt.Sprintf("/proc/%d", pid)
+	line, err := os.ReadFile(proc + "/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := os.Stat(proc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")
+	cmd := exec.Command(args[0], args[1:]...)
+	owner := st.Sys().(*syscall.Stat_t)
+	if os.Geteuid() == 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: owner.Uid, Gid: owner.Gid}}
+	}
+	return cmd
+}
+
+// TestPrivateCloseWhileItComesBack: a server that has just died is not started
+// again after Close, and Close does not wait for it.
+func TestPrivateCloseWhileItComesBack(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "rgpg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	p, err := pg.StartPrivate(t.Context(), dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(p.Pid(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(100 * time.Millisecond) // its end has been noticed; 500 ms later it would be started
+	closed := make(chan struct{})
+	go func() {
+		p.Close()
+		close(closed)
+	}()
+	select {
+	case <-closed:
+	case <-time.After(20 * time.Second):
+		t.Fatal("Close hangs")
+	}
 }

@@ -164,19 +164,25 @@ func (p *Private) adopt() error {
 	if err != nil || pid <= 1 {
 		return nil // PostgreSQL itself judges a broken lock file
 	}
-	cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
-	if err != nil || cwd != p.dataDir() {
+	if !p.servedBy(pid) {
 		return nil // the pid is somebody else's by now
 	}
 	p.log.Info("stopping the database left by an earlier server", "pid", pid)
 	_ = syscall.Kill(pid, syscall.SIGINT)
 	for range 300 {
-		if syscall.Kill(pid, 0) != nil {
+		if !p.servedBy(pid) {
 			return nil
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
 	return fmt.Errorf("the database in %s (pid %d) does not stop; end it by hand and start again", p.dir, pid)
+}
+
+// servedBy says whether process pid runs in the data folder. A zombie, which
+// stays where nobody reaps, runs nowhere.
+func (p *Private) servedBy(pid int) bool {
+	cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
+	return err == nil && cwd == p.dataDir()
 }
 
 func (p *Private) start() error {
@@ -189,14 +195,20 @@ func (p *Private) start() error {
 	}
 	defer logFile.Close()
 	cmd.Stdout, cmd.Stderr = logFile, logFile
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.done {
+		return errClosed
+	}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start PostgreSQL: %w", err)
 	}
-	p.mu.Lock()
 	p.cmd = cmd
-	p.mu.Unlock()
 	return nil
 }
+
+// errClosed says that Close came before the server was started again.
+var errClosed = errors.New("the database has been closed")
 
 // keep restarts the server until Close.
 func (p *Private) keep() {
@@ -214,6 +226,9 @@ func (p *Private) keep() {
 			time.Sleep(500 * time.Millisecond)
 			if err = p.start(); err == nil {
 				break
+			}
+			if errors.Is(err, errClosed) {
+				return
 			}
 			p.log.Error("start database", "err", err)
 		}

@@ -75,7 +75,7 @@ func New(ctx context.Context, pool *pg.Pool, cfg Config) (*Service, error) {
 
 // Routes adds the module's routes.
 func (s *Service) Routes(api *web.API) {
-	api.Raw(web.Route{Path: "/v2/", Action: auth.RegistryRead, Summary: "Image registry (OCI distribution)"}, s.app)
+	api.Raw(web.Route{Path: "/v2/", Action: auth.RegistryRead, Summary: "Image registry (OCI distribution)"}, refusing(s.app))
 }
 
 // Authorized says whether the request may do all of access; distribution calls
@@ -83,7 +83,7 @@ func (s *Service) Routes(api *web.API) {
 func (s *Service) Authorized(r *http.Request, access ...distauth.Access) (*distauth.Grant, error) {
 	name, password, ok := r.BasicAuth()
 	if !ok {
-		return nil, challenge{distauth.ErrInvalidCredential}
+		return nil, challenge{errs.E(errs.Unauthenticated, "Log in first: docker login, with any user name and an API token as password (remotegpu token create NAME).")}
 	}
 	c, err := s.caller(r.Context(), name, password)
 	if err != nil {
@@ -151,17 +151,9 @@ func (s *Service) allowHost(ctx context.Context, c auth.Caller, ws, action strin
 
 func (s *Service) refuse(r *http.Request, name string, err error) error {
 	if errs.KindOf(err) == errs.Internal {
-		s.cfg.Log.Error("registry access", "user", name, "err", err)
+		s.cfg.Log.Error("registry access", "name", name, "err", err)
 	} else {
-		s.cfg.Log.Info("registry refused", "user", name, "path", r.URL.Path, "err", err)
+		s.cfg.Log.Info("registry refused", "name", name, "path", r.URL.Path, "err", err)
 	}
 	return challenge{err}
-}
-
-// challenge is how the registry's clients learn that they must log in.
-type challenge struct{ error }
-
-// SetHeaders asks for a user name and a password.
-func (challenge) SetHeaders(_ *http.Request, w http.ResponseWriter) {
-	w.Header().Set("WWW-Authenticate", `Basic realm="RemoteGPU: any user name, an API token as password"`)
 }

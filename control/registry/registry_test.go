@@ -283,3 +283,35 @@ func TestWaysAround(t *testing.T) {
 		t.Errorf("a stranger can tell them apart:\n%d %s\n%d %s\n%d %s", there, body, not, body2, none, body3)
 	}
 }
+
+// A client prints what the registry answers, so it says why.
+func TestRefusalsSayWhy(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, c := range []struct {
+		method, path, pass string
+		status             int
+		says               string
+	}{
+		{"GET", "", "", 401, `"UNAUTHORIZED","message":"Log in first`},
+		{"GET", "", "wrong", 401, `"UNAUTHORIZED","message":"This token is not valid.`},
+		{"POST", "lab/hello/blobs/uploads/", "viewer", 403, `"DENIED","message":"Your role in this workspace is viewer`},
+		{"POST", "library/base/blobs/uploads/", "member", 403, `"DENIED","message":"There is no such workspace, or you are not a member of it.`},
+		{"GET", "other/secret/manifests/1", "member", 403, `"DENIED","message":"There is no such workspace, or you are not a member of it.`},
+		{"GET", "mars/secret/manifests/1", "member", 403, `"DENIED","message":"There is no such workspace, or you are not a member of it.`},
+		{"GET", "hello/manifests/1", "member", 400, `"NAME_INVALID","message":"Name images HOST/WORKSPACE/NAME`},
+		{"GET", "lab/hello/manifests/1", "member", 404, `"MANIFEST_UNKNOWN"`},
+	} {
+		user := "me"
+		if c.pass == "" {
+			user = ""
+		}
+		if status, body := w.ask(c.method, c.path, user, c.pass); status != c.status || !strings.Contains(body, c.says) {
+			t.Errorf("%s %q as %q: %d %s", c.method, c.path, c.pass, status, body)
+		}
+	}
+	w.pool.Close()
+	if status, body := w.ask("GET", "lab/hello/manifests/1", "me", "member"); status != 500 || !strings.Contains(body, `"message":"Internal error"`) {
+		t.Errorf("without a database: %d %s", status, body)
+	}
+}

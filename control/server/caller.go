@@ -14,6 +14,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/broker"
 	"github.com/remotegpu/remotegpu/control/auth"
+	"github.com/remotegpu/remotegpu/control/environment"
 	"github.com/remotegpu/remotegpu/control/errs"
 	"github.com/remotegpu/remotegpu/control/pg"
 	"github.com/remotegpu/remotegpu/control/web"
@@ -37,6 +38,15 @@ func (s *Server) authenticate(r *http.Request) (auth.Caller, error) {
 		return s.hosts.Authenticate(r.Context(), bearer, protocol.AudienceAPI)
 	}
 	return auth.Caller{}, errs.E(errs.Unauthenticated, "This is not an API token of RemoteGPU (they start with rgt_).")
+}
+
+// passwordLogin opens a session.
+func (s *Server) passwordLogin(ctx context.Context, c auth.Caller, email, password string) (auth.Caller, error) {
+	secret, _, err := s.Accounts.Login(ctx, c, email, password)
+	if err != nil {
+		return auth.Caller{}, err
+	}
+	return s.Accounts.BySecret(ctx, secret)
 }
 
 // mqttPrincipal finds out who connects to the broker.
@@ -80,11 +90,20 @@ func (s *Server) mqttRemote() func(*http.Request) netip.Addr {
 	}
 }
 
-// cut ends the MQTT connections of a token or user whose rights have shrunk:
-// they are read at CONNECT only.
+// cut ends what a token or user has open and may not have any more. MQTT reads
+// rights at CONNECT only: its connections end anyway.
 func (s *Server) cut(id string) {
 	if id != "" {
 		s.broker.Disconnect(id)
+	}
+	s.access.Recheck(id)
+}
+
+// endDeleted takes a notification of environment.Changed.
+func (s *Server) endDeleted(payload string) {
+	var ch environment.Change
+	if json.Unmarshal([]byte(payload), &ch) == nil && ch.Phase == environment.PhaseDeleting {
+		s.access.EndEnvironment(ch.ID)
 	}
 }
 
@@ -124,8 +143,12 @@ func (s *Server) healthRoutes(api *web.API) {
 		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 			defer cancel()
-			if err := s.pool.Ping(ctx); err != nil {
+			switch err := s.pool.Ping(ctx); {
+			case err != nil:
 				api.Fail(w, r, errs.E(errs.Unavailable, "The database does not answer.", err))
+				return
+			case s.draining.Load():
+				api.Fail(w, r, errs.E(errs.Unavailable, "This server is stopping."))
 				return
 			}
 			fmt.Fprintln(w, "ok")
@@ -162,6 +185,6 @@ func (s *Server) firstLogin(ctx context.Context) error {
 	if err := os.WriteFile(file, append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write first login: %w", err)
 	}
-	s.log.Info("made the first platform admin", "user", email, "password_in", file)
+	s.log.Info("made the first platform admin", "user", admin.ID, "password_in", file)
 	return nil
 }

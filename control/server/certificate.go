@@ -175,6 +175,12 @@ func serial() *big.Int {
 func names(cfg Config) []string {
 	u, _ := url.Parse(cfg.URL) // checked in defaults
 	list := []string{u.Hostname(), "localhost", "127.0.0.1", "::1"}
+	if cfg.AppsDomain != "" {
+		list = append(list, "*."+cfg.AppsDomain)
+	}
+	if at, err := url.Parse(cfg.AppsURL); err == nil && at.Hostname() != "" && at.Hostname() != u.Hostname() {
+		list = append(list, at.Hostname())
+	}
 	if h, err := os.Hostname(); err == nil && h != "" {
 		list = append(list, h)
 	}

@@ -5,6 +5,11 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/remotegpu/remotegpu/control/rdp"
 )
 
 // Config says how to run a server. Its zero value is usable but for DataDir.
@@ -18,10 +23,18 @@ type Config struct {
 	SSHAddress  string // host:port of the gateway as people type it; empty: the URL's host and SSHListen's port
 	TLSCert     string // PEM files of a certificate from elsewhere; empty: one of our own authority
 	TLSKey      string
-	PlainHTTP   bool   // a proxy in front ends TLS: listen without it, and trust X-Forwarded-For
-	PublicCA    bool   // clients know the authority of URL's certificate without help
-	ProxyCA     string // PEM file of the authority behind a proxy's certificate, when it is not publicly known
-	Downloads   string // folder served at /dl/; empty: DataDir/dl
+	PlainHTTP   bool          // a proxy in front ends TLS: listen without it, and trust X-Forwarded-For
+	PublicCA    bool          // clients know the authority of URL's certificate without help
+	ProxyCA     string        // PEM file of the authority behind a proxy's certificate, when it is not publicly known
+	AppsDomain  string        // apps are at *.AppsDomain, on the HTTPS port; empty: apps.localhost for a URL on this machine
+	AppsListen  string        // else they share the origin of this address; empty: the port after Listen's; "off": none
+	AppsURL     string        // how people reach AppsListen, or another name of the HTTPS port; empty: the URL's host and AppsListen's port
+	Downloads   string        // folder served at /dl/; empty: DataDir/dl
+	BlobURL     string        // store of recordings, file://…; empty: DataDir/blobs
+	Clipboard   string        // most that may be copied over remote desktops, a clipboard policy; empty: both ways
+	UserRate    int           // most bytes per second over all streams of a user, and of a host; 0: no cap
+	HostRate    int           // as UserRate
+	Drain       time.Duration // how long a stop waits for sessions and forwards that end with this server
 	Version     string
 }
 
@@ -49,6 +62,12 @@ func (c *Config) defaults() error {
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" {
 		return fmt.Errorf("--url %q must look like https://gpu.example.org:8443", c.URL)
 	}
+	if c.Clipboard != "" && !rdp.ValidClipboard(c.Clipboard) {
+		return fmt.Errorf("--rdp-clipboard %q: use both, to-host, from-host or none", c.Clipboard)
+	}
+	if err := c.defaultApps(u); err != nil {
+		return err
+	}
 	if c.SSHAddress == "" {
 		_, port, err := net.SplitHostPort(c.SSHListen)
 		if err != nil {
@@ -57,6 +76,48 @@ func (c *Config) defaults() error {
 		c.SSHAddress = net.JoinHostPort(u.Hostname(), port)
 	}
 	return nil
+}
+
+// defaultApps finds a place for apps: never the origin of the console.
+func (c *Config) defaultApps(u *url.URL) error {
+	c.AppsDomain = strings.ToLower(strings.Trim(c.AppsDomain, "."))
+	host, port, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return fmt.Errorf("address %q to listen on: %w", c.Listen, err)
+	}
+	if c.AppsDomain == "" && c.AppsListen == "" && c.AppsURL == "" {
+		n, err := strconv.Atoi(port)
+		switch {
+		case u.Hostname() == "localhost" || net.ParseIP(u.Hostname()).IsLoopback():
+			c.AppsDomain = "apps.localhost"
+		case !c.PlainHTTP && err == nil && n > 0 && n < 1<<16-1:
+			c.AppsListen = net.JoinHostPort(host, strconv.Itoa(n+1))
+		}
+	}
+	if c.AppsListen == "off" || c.AppsDomain != "" {
+		c.AppsListen, c.AppsURL = "", ""
+	}
+	if c.AppsURL == "" && c.AppsListen != "" {
+		_, port, err := net.SplitHostPort(c.AppsListen)
+		if err != nil {
+			return fmt.Errorf("address %q to listen on for apps: %w", c.AppsListen, err)
+		}
+		c.AppsURL = "https://" + net.JoinHostPort(u.Hostname(), port)
+	}
+	c.AppsURL = strings.TrimRight(c.AppsURL, "/")
+	if at, err := url.Parse(c.AppsURL); c.AppsURL != "" && (err != nil || at.Scheme != "https" || at.Host == "" || at.Path != "" || at.Host == u.Host) {
+		return fmt.Errorf("--apps-url %q must look like https://apps.example.org and not be the console's", c.AppsURL)
+	}
+	return nil
+}
+
+// origin returns the URL as browsers write origins.
+func (c *Config) origin() string {
+	u, err := url.Parse(c.URL)
+	if err != nil {
+		return ""
+	}
+	return "https://" + strings.TrimSuffix(u.Host, ":443")
 }
 
 // hostPort returns the URL's host with port, as registries and CONNECT want it.

@@ -16,8 +16,9 @@ import (
 	"github.com/remotegpu/remotegpu/installers"
 )
 
-// installRoutes serves the installer and what it downloads. Both are public:
-// the join token is what lets a host in, and downloads are signed.
+// installRoutes serves the installer, what it downloads, and the certificate
+// by which other programs know this server. All are public: the join token is
+// what lets a host in, and downloads are signed.
 func (s *Server) installRoutes(api *web.API) {
 	api.Raw(web.Route{Method: http.MethodGet, Path: "/install.sh", Action: auth.HealthRead, Summary: "Installer of the agent"},
 		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -28,6 +29,15 @@ func (s *Server) installRoutes(api *web.API) {
 			}
 			w.Header().Set("Content-Type", "text/x-shellscript; charset=utf-8")
 			fmt.Fprint(w, script)
+		}))
+	api.Raw(web.Route{Method: http.MethodGet, Path: "/ca.pem", Action: auth.HealthRead, Summary: "Certificate of the server's own authority"},
+		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if len(s.identity.ca) == 0 {
+				api.Fail(w, r, errs.E(errs.NotFound, "This server has no authority of its own: the system's certificates know it."))
+				return
+			}
+			w.Header().Set("Content-Type", "application/x-pem-file")
+			_, _ = w.Write(s.identity.ca) // the client may be gone
 		}))
 	api.Raw(web.Route{Method: http.MethodGet, Path: "/dl/{file...}", Action: auth.HealthRead, Summary: "Signed programs"},
 		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -31,7 +31,8 @@ type line struct {
 	least        least
 	body         string
 	absent       bool // what the request names is not there: 404 to those who may
-	basic        bool // asks for user name and password, and says no by 401 alone
+	form         bool // asked by the login page alone
+	basic        bool // asks for user name and password, and denies what is not there
 }
 
 const (
@@ -44,11 +45,16 @@ var table = []line{
 	{method: "GET", path: "/healthz", action: auth.HealthRead, least: anybody},
 	{method: "GET", path: "/readyz", action: auth.HealthRead, least: anybody},
 	{method: "GET", path: "/install.sh", action: auth.HealthRead, least: anybody},
+	{method: "GET", path: "/ca.pem", action: auth.HealthRead, least: anybody},
 	{method: "GET", path: "/dl/{file...}", action: auth.HealthRead, least: anybody, absent: true},
 	{method: "GET", path: "/mqtt", action: auth.HealthRead, least: anybody},
 	{method: "", path: "/", action: auth.HealthRead, least: anybody},
 
 	{method: "POST", path: "/api/v1/login", action: auth.SessionCreate, least: anybody, body: `{"email":"owner@example.org","password":"correct horse owner"}`},
+	{method: "DELETE", path: "/api/v1/login", action: auth.SessionDelete, least: anyUser},
+	{method: "GET", path: "/apps/login", action: auth.HealthRead, least: anybody},
+	{method: "POST", path: "/apps/login", action: auth.SessionCreate, least: anybody, body: `{"email":"owner@example.org","password":"correct horse owner","app":"none/none/80"}`, form: true, absent: true},
+	{method: "POST", path: "/api/v1/apps/open", action: auth.AppOpen, least: anyUser, body: `{"app":"none/none/80"}`, absent: true},
 	{method: "GET", path: "/api/v1/account", action: auth.AccountRead, least: anyUser},
 	{method: "PUT", path: "/api/v1/account/password", action: auth.AccountWrite, least: anyUser, body: `{"old":"x","new":"x"}`},
 	{method: "GET", path: "/api/v1/account/tokens", action: auth.AccountRead, least: anyUser},
@@ -69,6 +75,11 @@ var table = []line{
 	{method: "PUT", path: ws + "/members/{user}", action: auth.MemberWrite, least: admin, body: `{"role":"viewer"}`},
 	{method: "DELETE", path: ws + "/members/{user}", action: auth.MemberWrite, least: admin, absent: true},
 
+	{method: "GET", path: ws + "/recording", action: auth.WorkspaceRead, least: viewer},
+	{method: "PUT", path: ws + "/recording", action: auth.RecordingManage, least: admin, body: `{"mode":"off","keep_days":30}`},
+	{method: "GET", path: ws + "/recordings", action: auth.RecordingRead, least: admin},
+	{method: "GET", path: ws + "/recordings/{id}", action: auth.RecordingRead, least: admin, absent: true},
+
 	{method: "GET", path: env, action: auth.EnvironmentRead, least: viewer},
 	{method: "POST", path: env, action: auth.EnvironmentWrite, least: member, body: `{"name":"box"}`},
 	{method: "GET", path: env + "/{environment}", action: auth.EnvironmentRead, least: viewer},
@@ -78,10 +89,19 @@ var table = []line{
 	{method: "POST", path: env + "/{environment}/restart", action: auth.EnvironmentWrite, least: member},
 	{method: "GET", path: env + "/{environment}/events", action: auth.EnvironmentRead, least: viewer},
 	{method: "GET", path: env + "/{environment}/placements", action: auth.PlacementRead, least: viewer},
+	{method: "POST", path: env + "/{environment}/jupyter", action: auth.EnvironmentAccess, least: member},
+	{method: "GET", path: ws + "/apps", action: auth.AppRead, least: viewer},
+	{method: "PUT", path: env + "/{environment}/apps/{app}", action: auth.AppWrite, least: member, body: `{"visibility":"private"}`},
+	{method: "DELETE", path: env + "/{environment}/apps/{app}", action: auth.AppWrite, least: member, absent: true},
+	{method: "GET", path: env + "/{environment}/dial", action: auth.EnvironmentAccess, least: member},
+	{method: "GET", path: env + "/{environment}/terminal", action: auth.EnvironmentAccess, least: member},
+	{method: "POST", path: env + "/{environment}/terminal/ticket", action: auth.EnvironmentAccess, least: member, body: `{"session":"ses_00000000000000000000"}`},
+	{method: "GET", path: env + "/{environment}/sessions", action: auth.EnvironmentAccess, least: member},
 	{method: "GET", path: env + "/{environment}/logs", action: auth.EnvironmentRead, least: viewer},
 
 	{method: "POST", path: "/api/v1/agent/enroll", action: auth.HostEnroll, least: anybody, body: `{"token":"x","public_key":"","proof":"","agent":"1","inventory":{}}`},
 	{method: "GET", path: "/api/v1/hosts", action: auth.HostList, least: platform},
+	{method: "GET", path: "/api/v1/agent/desired/{generation}", action: auth.HostService, least: agentOnly, absent: true},
 	{method: "GET", path: hst, action: auth.HostList, least: platform},
 	{method: "PATCH", path: hst, action: auth.HostManage, least: platform, body: `{"tags":["a"]}`},
 	{method: "GET", path: hst + "/events", action: auth.HostList, least: platform},
@@ -102,6 +122,11 @@ var table = []line{
 
 	{method: "GET", path: "/api/v1/ssh", action: auth.AccountRead, least: anyUser},
 	{method: "GET", path: "/api/v1/ssh/connect", action: auth.AccountRead, least: anyUser},
+	{method: "POST", path: env + "/{environment}/rdp", action: auth.EnvironmentAccess, least: member, body: `{}`},
+	{method: "GET", path: env + "/{environment}/rdp", action: auth.EnvironmentAccess, least: member},
+	{method: "POST", path: hst + "/rdp", action: auth.HostAccess, least: platform, body: `{}`},
+	{method: "GET", path: hst + "/rdp", action: auth.HostAccess, least: platform},
+	{method: "GET", path: "/api/v1/rdp", action: auth.DesktopConnect, least: anybody},
 	{method: "GET", path: "/tunnel", action: auth.HostService, least: agentOnly},
 	{method: "", path: "/v2/", action: auth.RegistryRead, least: viewer, absent: true, basic: true},
 }
@@ -133,9 +158,7 @@ func (l line) inWorkspace(who string) int {
 	switch {
 	case rank[who] >= l.least:
 		return 0
-	case l.basic:
-		return http.StatusUnauthorized
-	case who == "stranger":
+	case who == "stranger" && !l.basic:
 		return http.StatusNotFound
 	}
 	return http.StatusForbidden
@@ -151,7 +174,7 @@ func (l line) request(w *world, workspace string) (method, path string) {
 		user = w.ids["viewer"]
 	}
 	path = strings.NewReplacer("{workspace}", workspace, "{environment}", name, "{user}", user, "{host}", w.target,
-		"{id}", "none", "{file...}", "none").Replace(l.path)
+		"{id}", "none", "{app}", "8888", "{file...}", "none", "{generation}", "7").Replace(l.path)
 	if l.basic {
 		path += workspace + "/image/tags/list"
 	}
@@ -168,6 +191,9 @@ func (w *world) login(l line, who string) func(*http.Request) {
 		audience = protocol.AudienceTunnel
 	}
 	return func(r *http.Request) {
+		if l.form {
+			r.Header.Set("Origin", w.cfg.URL)
+		}
 		switch {
 		case who == "nobody":
 		case who == "host" && l.basic:

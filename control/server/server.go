@@ -17,14 +17,17 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
+	"gocloud.dev/blob"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/remotegpu/remotegpu/broker"
 	"github.com/remotegpu/remotegpu/console"
 	"github.com/remotegpu/remotegpu/control/access"
 	"github.com/remotegpu/remotegpu/control/account"
+	"github.com/remotegpu/remotegpu/control/app"
 	"github.com/remotegpu/remotegpu/control/audit"
 	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/dispatch"
@@ -32,8 +35,11 @@ import (
 	"github.com/remotegpu/remotegpu/control/host"
 	"github.com/remotegpu/remotegpu/control/keys"
 	"github.com/remotegpu/remotegpu/control/pg"
+	"github.com/remotegpu/remotegpu/control/rdp"
+	"github.com/remotegpu/remotegpu/control/recording"
 	"github.com/remotegpu/remotegpu/control/registry"
 	"github.com/remotegpu/remotegpu/control/scheduler"
+	"github.com/remotegpu/remotegpu/control/ticket"
 	"github.com/remotegpu/remotegpu/control/web"
 	"github.com/remotegpu/remotegpu/control/workspace"
 	"github.com/remotegpu/remotegpu/protocol"
@@ -59,7 +65,12 @@ type Server struct {
 	envs       *environment.Service
 	hub        *tunnel.Hub
 	access     *access.Service
+	apps       *app.Service
+	desktops   *rdp.Service
 	registry   *registry.Service
+	blobs      *blob.Bucket
+	recordings *recording.Service
+	draining   atomic.Bool
 }
 
 // New builds a server: it starts the database when it is ours, brings the
@@ -118,6 +129,10 @@ func (s *Server) wire(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	sshCA, err := keys.Ed25519(ctx, s.pool, keys.SSHCA)
+	if err != nil {
+		return err
+	}
 	tokenKey, err := keys.Ed25519(ctx, s.pool, keys.Tokens)
 	if err != nil {
 		return err
@@ -142,13 +157,23 @@ func (s *Server) wire(ctx context.Context) (err error) {
 	s.broker.Handle(protocol.TopicHello, s.dispatch.Hello)
 	s.broker.Handle(protocol.TopicStatus, s.dispatch.Status)
 	s.broker.Handle(protocol.TopicPresence, s.dispatch.Presence)
-	s.hub = tunnel.NewHub(tunnel.HubConfig{Ask: s.askHost, Online: s.broker.Connected, Log: s.log})
+	if s.blobs, err = s.cfg.openBlobs(ctx); err != nil {
+		return err
+	}
+	s.recordings = recording.New(s.pool, recording.Config{Bucket: s.blobs, Resolve: s.Workspaces.Resolve}, s.log)
+	s.hub = tunnel.NewHub(tunnel.HubConfig{Ask: s.askHost, Online: s.broker.Connected, UserRate: s.cfg.UserRate, HostRate: s.cfg.HostRate, Log: s.log})
+	s.envs.SetLogs(s.hostLogs)
 	s.access, err = access.New(s.pool, access.Config{
-		HostKey: sshKey, Address: s.cfg.SSHAddress, ByKey: s.Accounts.ByKey, Find: s.envs.Find, Hub: s.hub, Log: s.log,
+		HostKey: sshKey, HostCA: sshCA, Address: s.cfg.SSHAddress, ByKey: s.Accounts.ByKey, Find: s.envs.Find, Host: s.hosts.Find,
+		Get: s.envs.Get, ByID: s.Accounts.ByID, Records: s.recordings.Records, Record: s.recordings.Begin, Continue: s.recordings.Continue, Hub: s.hub, Log: s.log,
 	})
 	if err != nil {
 		return err
 	}
+	s.apps = s.newApps()
+	s.desktops = rdp.New(s.pool, rdp.Config{
+		Environment: s.envs.Get, Host: s.hosts.Find, User: s.Accounts.ByID, Access: s.access, Clipboard: s.cfg.Clipboard,
+	}, s.log)
 	s.registry, err = registry.New(ctx, s.pool, registry.Config{
 		Dir: filepath.Join(s.cfg.DataDir, "registry"), Secret: tokenKey, User: s.Accounts.BySecret,
 		Host: func(ctx context.Context, jwt string) (auth.Caller, error) {
@@ -163,6 +188,14 @@ func (s *Server) wire(ctx context.Context) (err error) {
 	return s.firstLogin(ctx)
 }
 
+func (s *Server) newApps() *app.Service {
+	return app.New(s.pool, app.Config{
+		Places:  app.Places{Main: s.cfg.origin(), Domain: s.cfg.AppsDomain, Path: s.cfg.AppsURL},
+		Resolve: s.Workspaces.Resolve, Get: s.envs.Get, Find: s.envs.Find, Dial: s.access.Dial, Exec: s.access.Exec,
+		Bearer: s.Accounts.BySecret, ByID: s.Accounts.ByID, Login: s.passwordLogin, LoginPage: console.Login(), TrustProxy: s.cfg.PlainHTTP,
+	}, s.log)
+}
+
 // routes adds every route there is.
 func (s *Server) routes() {
 	s.api = web.New(s.cfg.Version, s.log)
@@ -171,31 +204,46 @@ func (s *Server) routes() {
 	s.hosts.Routes(s.api)
 	s.scheduler.Routes(s.api)
 	s.envs.Routes(s.api)
+	s.dispatch.Routes(s.api)
+	s.recordings.Routes(s.api)
 	s.access.Routes(s.api)
+	s.apps.Routes(s.api)
+	s.desktops.Routes(s.api)
 	s.registry.Routes(s.api)
 	audit.Routes(s.api, s.pool)
 	s.installRoutes(s.api)
 	s.healthRoutes(s.api)
 	s.api.Raw(web.Route{Method: http.MethodGet, Path: "/mqtt", Action: auth.HealthRead, Summary: "MQTT 5 over WebSocket; CONNECT authenticates"}, s.broker)
 	s.api.Raw(web.Route{Path: "/", Action: auth.HealthRead, Summary: "The console"}, console.Handler())
-	s.handler = s.api.Handler(s.authenticate, s.cfg.PlainHTTP)
+	s.handler = s.apps.Handler(s.api.Handler(s.authenticate, s.cfg.PlainHTTP))
 }
 
-// Run serves until ctx ends, then lets what is under way finish for a moment.
+// Run serves until ctx ends, and then until what people have under way has
+// ended too, for as long as Config.Drain says.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.closeDatabase()
+	defer s.access.Wait()
 	defer s.hub.Close()
 	defer s.broker.Close()
+	ctx, stop := s.drained(ctx)
+	defer stop()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.serveHTTP(ctx) })
+	g.Go(func() error { return s.serveHTTP(ctx, s.cfg.Listen, s.handler) })
+	if s.cfg.AppsListen != "" {
+		g.Go(func() error { return s.serveHTTP(ctx, s.cfg.AppsListen, s.apps.PathHandler()) })
+	}
+	g.Go(func() error { return s.apps.Run(ctx) })
 	g.Go(func() error { return s.serveSSH(ctx) })
 	if s.cfg.MQTTListen != "" {
 		g.Go(func() error { return s.serveMQTT(ctx) })
 	}
 	g.Go(func() error { return pg.Listen(ctx, s.pool, account.Revoked, s.cut) })
+	g.Go(func() error { return pg.Listen(ctx, s.pool, environment.Changed, s.endDeleted) })
 	g.Go(func() error { return audit.Run(ctx, s.pool, s.log) })
+	g.Go(func() error { return ticket.Run(ctx, s.pool, s.log) })
 	g.Go(func() error { return s.hosts.Run(ctx) })
 	g.Go(func() error { return s.keepPresence(ctx) })
+	g.Go(func() error { return s.recordings.Run(ctx) })
 	g.Go(func() error { return s.scheduler.Run(ctx) })
 	g.Go(func() error { return s.envs.Run(ctx) })
 	g.Go(func() error { return s.dispatch.Run(ctx) })
@@ -203,13 +251,16 @@ func (s *Server) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-func (s *Server) serveHTTP(ctx context.Context) error {
-	l, err := net.Listen("tcp", s.cfg.Listen)
+// paced listens where bulk comes and goes.
+var paced = net.ListenConfig{Control: tunnel.Pace}
+
+func (s *Server) serveHTTP(ctx context.Context, address string, handler http.Handler) error {
+	l, err := paced.Listen(ctx, "tcp", address)
 	if err != nil {
 		return fmt.Errorf("listen for HTTPS: %w", err)
 	}
 	srv := &http.Server{
-		Handler: s.handler, ReadHeaderTimeout: 15 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		Handler: handler, ReadHeaderTimeout: 15 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		ErrorLog:    slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		TLSConfig:   s.identity.tlsConfig("http/1.1"),
@@ -223,7 +274,7 @@ func (s *Server) serveHTTP(ctx context.Context) error {
 	if s.cfg.PlainHTTP {
 		err = srv.Serve(l)
 	} else {
-		err = srv.ServeTLS(l, "", "")
+		err = srv.ServeTLS(tunnel.Listener(l), "", "")
 	}
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
@@ -232,7 +283,7 @@ func (s *Server) serveHTTP(ctx context.Context) error {
 }
 
 func (s *Server) serveSSH(ctx context.Context) error {
-	l, err := net.Listen("tcp", s.cfg.SSHListen)
+	l, err := paced.Listen(ctx, "tcp", s.cfg.SSHListen)
 	if err != nil {
 		return fmt.Errorf("listen for SSH: %w", err)
 	}

@@ -34,7 +34,7 @@ func (a *API) Handler(who Authenticate, trustProxy bool) http.Handler {
 			a.Fail(w, r, err)
 			return
 		}
-		caller.Remote = remote(r, trustProxy)
+		caller.Remote = Remote(r, trustProxy)
 		ctx := context.WithValue(auth.With(r.Context(), caller), requestKey{}, id)
 		a.mux.ServeHTTP(w, r.WithContext(ctx))
 	})
@@ -58,8 +58,9 @@ func RequestID(ctx context.Context) string {
 	return id
 }
 
-// remote returns the address of the caller without port.
-func remote(r *http.Request, trustProxy bool) string {
+// Remote returns the address of the caller without port: behind a proxy that is
+// trusted, the one that the proxy saw.
+func Remote(r *http.Request, trustProxy bool) string {
 	if trustProxy {
 		if last := r.Header.Values("X-Forwarded-For"); len(last) > 0 {
 			hops := strings.Split(last[len(last)-1], ",")

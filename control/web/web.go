@@ -165,6 +165,10 @@ var statuses = map[errs.Kind]int{
 	errs.Unavailable:     http.StatusServiceUnavailable,
 }
 
+// Status is the HTTP status that an error stands for, for Raw routes whose
+// answer is no HTTP.
+func Status(err error) int { return statuses[errs.KindOf(err)] }
+
 // problem makes the answer of a Register route that has failed.
 func (a *API) problem(ctx context.Context, err error) error {
 	kind, text := a.judge(RequestID(ctx), err)

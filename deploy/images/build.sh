@@ -9,10 +9,10 @@
 # that changes, a second build takes no time. The last line printed is its path.
 set -eu
 
-cd "$(dirname "$0")"
 recipe=$1
 mkdir -p "$2"
 out=$(cd "$2" && pwd)
+cd "$(dirname "$0")"
 release=bookworm
 mirror=${RG_DEBIAN_MIRROR:-}
 go=${GO:-go}

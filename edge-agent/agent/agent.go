@@ -39,7 +39,7 @@ import (
 	"github.com/remotegpu/remotegpu/protocol/tunnel"
 )
 
-// Config is everything that can be set. All but MQTT is required.
+// Config is everything that can be set. All but NoHostShell and MQTT is required.
 type Config struct {
 	DataDir      string // identity, document, volumes, logs of containers
 	RunDir       string // what ends with a reboot
@@ -51,6 +51,7 @@ type Config struct {
 	CNIBin       []string
 	Subnet       string // IPv4, the networks of workloads are cut from it
 	BridgePrefix string
+	NoHostShell  bool   // nobody gets a shell on the host itself
 	MQTT         string // tls://HOST:PORT of a broker beside the server; empty: /mqtt of the server
 	Program      string // the agent itself, absolute path
 	Version      string
@@ -66,6 +67,7 @@ type parts struct {
 	host   *inventory.Host
 	loop   *reconcile.Loop
 	link   *link.Link
+	logs   logReader
 	relay  *relay.Relay
 	pool   *tunnel.Pool
 	close  []func() error
@@ -119,18 +121,28 @@ func (p *parts) make(ctx context.Context) error {
 		return err
 	}
 	p.close = append(p.close, runtime.Close)
+	p.logs = runtime.ReadLog
 	p.loop = reconcile.New(reconcile.Config{
 		Runtime: runtime,
 		Changed: func() { p.link.Changed() },
 		Event:   p.event,
 		Log:     p.cfg.Log,
 	})
-	p.relay = relay.New(relay.Config{RunDir: p.cfg.RunDir, Log: p.cfg.Log})
+	hostKey, err := id.SSHKey()
+	if err != nil {
+		return err
+	}
+	capabilities := append([]string{"session", "forward", "rdp", "logs", "ssh"}, p.gpus.Capabilities()...)
+	hostHelper := ""
+	if !p.cfg.NoHostShell {
+		hostHelper, capabilities = p.cfg.Helper, append(capabilities, "host-shell")
+	}
+	p.relay = relay.New(relay.Config{RunDir: p.cfg.RunDir, HostKey: hostKey, HostHelper: hostHelper, Log: p.cfg.Log})
 	p.pool = tunnel.NewPool(tunnel.PoolConfig{Dial: p.dialTunnel, Serve: p.serveStream, Log: p.cfg.Log})
 	p.link, err = link.New(link.Config{
 		Server: p.server, MQTT: p.cfg.MQTT, Store: p.store,
 		Agent: p.cfg.Version, BootID: inventory.BootID(),
-		Capabilities: append([]string{"session"}, p.gpus.Capabilities()...),
+		Capabilities: capabilities,
 		Desired:      p.loop.Apply,
 		Dial:         p.pool.Request,
 		Inventory:    p.host.Inventory,
@@ -220,9 +232,13 @@ func (p *parts) credentials(_ context.Context, _ protocol.Workload, registry str
 	return id.Host, token, err
 }
 
-// serveStream connects a stream with the container that it is for.
+// serveStream connects a stream with what it is for: a log, or a container.
 func (p *parts) serveStream(ctx context.Context, c *tunnel.Conn, h protocol.StreamHeader) {
-	p.relay.Serve(ctx, c, h, func(code, message string) error { return tunnel.Reply(c, code, message) })
+	if h.Kind == protocol.StreamLogs {
+		p.serveLogs(ctx, c, h)
+		return
+	}
+	p.relay.Serve(ctx, c, h, func(r protocol.StreamReply) error { return tunnel.Reply(c, r) })
 }
 
 // dialTunnel opens a stream at the control plane, a spare without a token.

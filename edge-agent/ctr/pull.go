@@ -56,10 +56,17 @@ func (r *Runtime) Pull(ctx context.Context, w protocol.Workload, progress func(d
 		return nil
 	}
 	err = r.fetch(ctx, w, name, host, progress)
-	if errdefs.IsNotFound(err) && !answered(err) {
+	switch {
+	case errdefs.IsNotFound(err) && !answered(err):
 		// containerd's garbage collection took a layer that an earlier, cancelled
 		// pull had left, between our look at it and our use of it.
 		err = r.fetch(ctx, w, name, host, progress)
+	case err == nil && !r.usable(ctx, name):
+		// containerd died in the midst of a collection: its snapshotter has layers
+		// that it knows nothing of, and says that they are there already.
+		if err = r.collect(ctx); err == nil {
+			err = r.fetch(ctx, w, name, host, progress)
+		}
 	}
 	if err != nil {
 		if ctx.Err() == nil && !answered(err) && r.usable(ctx, name) {
@@ -71,6 +78,15 @@ func (r *Runtime) Pull(ctx context.Context, w protocol.Workload, progress func(d
 	}
 	r.isReady(w, name)
 	return nil
+}
+
+// collect has containerd collect its garbage now.
+func (r *Runtime) collect(ctx context.Context) error {
+	l, err := r.client.LeasesService().Create(ctx, leases.WithRandomID())
+	if err != nil {
+		return fmt.Errorf("take lease: %w", err)
+	}
+	return r.client.LeasesService().Delete(ctx, l, leases.SynchronousDelete)
 }
 
 func (r *Runtime) isReady(w protocol.Workload, name string) {

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -322,6 +323,33 @@ func TestPullWithoutRegistry(t *testing.T) {
 	lone.Close()
 	w.Revision = 2
 	h.do(h.Pull(t.Context(), w, func(_, _ uint64) {}))
+}
+
+// TestPullOverLeftovers: containerd has lost its own records but not those of
+// its snapshotter, as when it dies in the midst of its garbage collection. It
+// then takes a layer that it knows nothing of for unpacked already.
+func TestPullOverLeftovers(t *testing.T) {
+	d := newDaemon(filepath.Join(scratch, "leftovers"))
+	d.start()
+	t.Cleanup(d.stop)
+	h := newHost(t, d)
+	h.ready()
+	w := shell("")
+	h.do(h.Pull(t.Context(), w, func(_, _ uint64) {}))
+	d.stop()
+	if err := os.Remove(filepath.Join(d.dir, "root/io.containerd.metadata.v1.bolt/meta.db")); err != nil {
+		t.Fatal(err)
+	}
+	d.start()
+	h.ready()
+	h.do(h.Pull(t.Context(), w, func(_, _ uint64) {}))
+	name, _, _, err := h.reference(w.Image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !h.usable(h.ctx(t.Context()), name) {
+		t.Error("the image counts as pulled and is not unpacked")
+	}
 }
 
 func newLoneRegistry() *httptest.Server { return httptest.NewServer(hub.app) }

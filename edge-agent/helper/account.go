@@ -7,10 +7,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // account is who runs things in the container. The image's own files say who
@@ -105,6 +109,54 @@ func (a account) credential() *syscall.Credential {
 		return nil
 	}
 	return &syscall.Credential{Uid: a.uid, Gid: a.gid, Groups: a.groups}
+}
+
+// process is how the account's programs begin, but for their files.
+func (a account) process(env []string) *syscall.ProcAttr {
+	attr := &syscall.ProcAttr{Dir: a.home, Env: env, Sys: &syscall.SysProcAttr{Setsid: true, Credential: a.credential()}}
+	if st, err := os.Stat(a.home); err != nil || !st.IsDir() {
+		attr.Dir = "/"
+	}
+	return attr
+}
+
+// do runs fn with the account's rights to files and sockets. They are a
+// thread's own; the thread ends with it.
+func (a account) do(fn func() error) error {
+	if a.credential() == nil {
+		return fn()
+	}
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // for good
+		if err := a.become(); err != nil {
+			done <- err
+			return
+		}
+		done <- fn()
+	}()
+	return <-done
+}
+
+// become gives this thread the account's rights.
+func (a account) become() error {
+	var groups *uint32
+	if len(a.groups) > 0 {
+		groups = &a.groups[0]
+	}
+	_, _, errno := syscall.RawSyscall(syscall.SYS_SETGROUPS, uintptr(len(a.groups)), uintptr(unsafe.Pointer(groups)), 0)
+	if errno == 0 {
+		_, _, errno = syscall.RawSyscall(syscall.SYS_SETFSGID, uintptr(a.gid), 0, 0)
+	}
+	if errno != 0 {
+		return errno
+	}
+	_, _, _ = syscall.RawSyscall(syscall.SYS_SETFSUID, uintptr(a.uid), 0, 0) // it returns the one before
+	if a.uid == 0 {
+		return nil
+	}
+	none := [2]unix.CapUserData{} // that takes away those to files alone, not that to ports below 1024
+	return unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0])
 }
 
 // environ adds who the account is to an environment, under what it sets itself.

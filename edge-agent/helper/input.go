@@ -11,9 +11,9 @@ import (
 )
 
 // readFrames does what the client says until it is gone.
-func (s *session) readFrames() {
+func (s *session) readFrames(in *protocol.FrameReader) {
 	for {
-		kind, payload, err := s.in.Next()
+		kind, payload, err := in.Next()
 		if err != nil {
 			return
 		}

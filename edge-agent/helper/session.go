@@ -3,7 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
-	"net"
+	"io"
 	"os"
 	"strings"
 	"sync"
@@ -28,8 +28,10 @@ const (
 // session is one program, with a terminal or without.
 type session struct {
 	server *server
-	conn   *net.UnixConn
+	conn   client
 	in     *protocol.FrameReader
+
+	authority string // file that the session leaves behind; empty: none
 
 	outMu sync.Mutex // guards writes to conn
 
@@ -39,33 +41,41 @@ type session struct {
 	stdin *os.File   // pipe; nil with a terminal or after EOF
 }
 
-func (s *session) run() {
-	kind, payload, err := s.in.Next()
-	if err != nil {
-		return
-	}
-	var o protocol.SessionOpen
+// client is who is told of a session: one connection (net.UnixConn), or those
+// who come and go (held). Each Write is one frame.
+type client interface {
+	io.Writer
+	CloseWrite() error
+}
+
+// request reads a session's first frame.
+func request(kind protocol.FrameType, payload []byte) (o protocol.SessionOpen, err error) {
 	if kind != protocol.FrameOpen {
-		s.fail(exitUsage, "The session did not start with a request.")
-		return
+		return o, errors.New("the session did not start with a request")
 	}
 	if err := protocol.Unmarshal(payload, &o); err != nil {
-		s.fail(exitUsage, "The request for a session cannot be read: "+err.Error())
+		return o, fmt.Errorf("the request for a session cannot be read: %w", err)
+	}
+	return o, nil
+}
+
+// run is a session whose first frame has come.
+func (s *session) run(kind protocol.FrameType, payload []byte) {
+	o, err := request(kind, payload)
+	if err != nil {
+		s.fail(exitUsage, text(err))
 		return
 	}
 	out, ended, err := s.start(o)
+	defer s.forget()
 	if err != nil {
-		status := exitNotRunnable
-		if errors.Is(err, os.ErrNotExist) {
-			status = exitNotFound
-		}
-		s.fail(status, text(err))
+		s.failStart(err)
 		return
 	}
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
-		s.readFrames()
+		s.readFrames(s.in)
 	}()
 	s.finish(out, ended, gone)
 	// Closing with input unread would reset the connection, and the last frame
@@ -74,6 +84,13 @@ func (s *session) run() {
 	select {
 	case <-gone:
 	case <-time.After(lingerFor):
+	}
+}
+
+// forget removes what was made for the session alone.
+func (s *session) forget() {
+	if s.authority != "" {
+		_ = os.Remove(s.authority) // the container's user may have done so
 	}
 }
 
@@ -100,14 +117,18 @@ func (s *session) start(o protocol.SessionOpen) ([]*output, <-chan syscall.WaitS
 			env = set(env, key, value)
 		}
 	}
+	if o.X11 != nil {
+		file, err := who.authority(*o.X11)
+		if err != nil {
+			return nil, nil, fmt.Errorf("write the display's authority file: %w", err)
+		}
+		s.authority, env = file, set(env, "XAUTHORITY", file)
+	}
 	path, argv, err := program(o, who, env)
 	if err != nil {
 		return nil, nil, err
 	}
-	attr := &syscall.ProcAttr{Dir: who.home, Env: env, Sys: &syscall.SysProcAttr{Setsid: true, Credential: who.credential()}}
-	if st, err := os.Stat(who.home); err != nil || !st.IsDir() {
-		attr.Dir = "/"
-	}
+	attr := who.process(env)
 	if o.Term != "" {
 		attr.Env = set(attr.Env, "TERM", o.Term)
 		return s.startTerminal(o, path, argv, attr, who)
@@ -115,14 +136,20 @@ func (s *session) start(o protocol.SessionOpen) ([]*output, <-chan syscall.WaitS
 	return s.startPipes(path, argv, attr)
 }
 
-// program returns what to run: Args as they are, Command by the shell, or a
-// login shell.
+// program returns what to run: Args as they are, what serves Subsystem, Command
+// by the shell, or a login shell.
 func program(o protocol.SessionOpen, who account, env []string) (path string, argv []string, err error) {
 	if len(o.Args) > 0 {
 		if path, err = lookPath(o.Args[0], env); err != nil {
 			return "", nil, fmt.Errorf("program %q is not in the image: %w", o.Args[0], os.ErrNotExist)
 		}
 		return path, o.Args, nil
+	}
+	if o.Subsystem != "" {
+		return subsystem(o.Subsystem)
+	}
+	if path, argv, err = who.standIn(o.Command, env); path != "" || err != nil {
+		return path, argv, err
 	}
 	shell, name, err := who.findShell()
 	switch {
@@ -190,8 +217,9 @@ func (s *session) startPipes(path string, argv []string, attr *syscall.ProcAttr)
 	return []*output{s.pump(ends[2], protocol.FrameStdout), s.pump(ends[4], protocol.FrameStderr)}, ended, nil
 }
 
-// finish waits for the end of the program or of the client.
-func (s *session) finish(out []*output, ended <-chan syscall.WaitStatus, gone <-chan struct{}) {
+// finish waits for the end of the program, and tells the client, or for the end
+// of the client, and then of the program.
+func (s *session) finish(out []*output, ended <-chan syscall.WaitStatus, gone <-chan struct{}) (ws syscall.WaitStatus) {
 	defer func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -204,7 +232,7 @@ func (s *session) finish(out []*output, ended <-chan syscall.WaitStatus, gone <-
 		s.term, s.stdin = nil, nil
 	}()
 	select {
-	case ws := <-ended:
+	case ws = <-ended:
 		s.drain(out, gone)
 		s.mu.Lock()
 		s.pid = 0 // the number may be another's from now on
@@ -213,12 +241,13 @@ func (s *session) finish(out []*output, ended <-chan syscall.WaitStatus, gone <-
 	case <-gone:
 		s.signal(syscall.SIGHUP)
 		select {
-		case <-ended:
+		case ws = <-ended:
 		case <-time.After(killAfter):
 			s.signal(syscall.SIGKILL)
-			<-ended
+			ws = <-ended
 		}
 	}
+	return ws
 }
 
 func (s *session) drain(out []*output, gone <-chan struct{}) {
@@ -242,6 +271,15 @@ func (s *session) exit(ws syscall.WaitStatus) {
 		e.Signal = strings.TrimPrefix(unix.SignalName(ws.Signal()), "SIG")
 	}
 	s.document(protocol.FrameExit, e)
+}
+
+// failStart says why the program could not be started.
+func (s *session) failStart(err error) {
+	status := exitNotRunnable
+	if errors.Is(err, os.ErrNotExist) {
+		status = exitNotFound
+	}
+	s.fail(status, text(err))
 }
 
 // fail ends a session that never ran anything.

@@ -6,12 +6,14 @@ import (
 	"crypto/ed25519"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -38,6 +40,9 @@ type control struct {
 	key     ed25519.PrivateKey // signs documents
 	said    chan message       // what hosts published
 	hostKey atomic.Pointer[ed25519.PublicKey]
+	asked   atomic.Int32 // for documents
+
+	documents atomic.Pointer[http.HandlerFunc] // what they are answered; nil: none is there
 
 	mu    sync.Mutex // guards conns
 	conns []net.Conn
@@ -65,6 +70,7 @@ func newControl(t *testing.T) *control {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("/mqtt", c.serveMQTT)
+	mux.HandleFunc("/api/v1/agent/desired/{generation}", c.serveDocument)
 	c.http = httptest.NewTLSServer(mux)
 	t.Cleanup(func() { c.cut(); c.http.Close(); c.broker.Close() })
 	return c
@@ -77,6 +83,32 @@ func (c *control) serveMQTT(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c.serve(&wsConn{Conn: ws})
+}
+
+// serveDocument answers hosts that show who they are.
+func (c *control) serveDocument(w http.ResponseWriter, r *http.Request) {
+	bearer := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if host, err := c.hostOf(bearer, protocol.AudienceAPI); err != nil || host != testHost {
+		w.WriteHeader(http.StatusUnauthorized)
+		return
+	}
+	c.asked.Add(1)
+	if serve := c.documents.Load(); serve != nil {
+		(*serve)(w, r)
+		return
+	}
+	w.WriteHeader(http.StatusConflict)
+}
+
+// hostOf returns whose token it is.
+func (c *control) hostOf(token, audience string) (string, error) {
+	var claims jwt.RegisteredClaims
+	_, err := jwt.ParseWithClaims(token, &claims, func(*jwt.Token) (any, error) { return *c.hostKey.Load(), nil },
+		jwt.WithValidMethods([]string{"EdDSA"}), jwt.WithAudience(audience), jwt.WithExpirationRequired(), jwt.WithIssuedAt())
+	if err == nil && time.Until(claims.ExpiresAt.Time) > 10*time.Minute {
+		err = errors.New("token lives too long")
+	}
+	return claims.Subject, err
 }
 
 func (c *control) serve(conn net.Conn) {
@@ -149,14 +181,11 @@ func (d *door) Provides(b byte) bool {
 }
 
 func (d *door) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) bool {
-	key := d.control.hostKey.Load()
-	if key == nil || string(pk.Connect.Username) != protocol.MQTTUserHost {
+	if d.control.hostKey.Load() == nil || string(pk.Connect.Username) != protocol.MQTTUserHost {
 		return false
 	}
-	var claims jwt.RegisteredClaims
-	_, err := jwt.ParseWithClaims(string(pk.Connect.Password), &claims, func(*jwt.Token) (any, error) { return *key, nil },
-		jwt.WithValidMethods([]string{"EdDSA"}), jwt.WithAudience(protocol.AudienceMQTT), jwt.WithExpirationRequired(), jwt.WithIssuedAt())
-	return err == nil && claims.Subject == cl.ID && time.Until(claims.ExpiresAt.Time) <= 10*time.Minute
+	host, err := d.control.hostOf(string(pk.Connect.Password), protocol.AudienceMQTT)
+	return err == nil && host == cl.ID
 }
 
 func (d *door) OnACLCheck(*mqtt.Client, string, bool) bool { return true }

@@ -85,14 +85,18 @@ type Link struct {
 
 	firstRepeat time.Duration // the constant, but for tests
 
+	obeying sync.Mutex // held while a document is taken: they may come in two ways
+
 	mu       sync.Mutex // guards the fields below
 	state    State
 	conn     *guard
 	cancel   context.CancelFunc // of the session
 	measured time.Time          // the clock
 	warned   time.Duration      // offset that was told last
+	fetching context.Context    // of Run; nil before
+	wanted   *wanted            // what is being fetched; nil: nothing
 
-	sessions sync.WaitGroup
+	sessions sync.WaitGroup // and the fetching of documents
 }
 
 // New returns a link for the enrolled host of cfg.Store. It connects in Run.
@@ -144,6 +148,9 @@ func (l *Link) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	l.mu.Lock()
+	l.fetching = ctx
+	l.mu.Unlock()
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	cm, err := autopaho.NewConnection(inner, l.clientConfig(inner, u))

@@ -34,9 +34,20 @@ func (l *Link) receive(pr paho.PublishReceived) (bool, error) {
 	return true, nil
 }
 
+// receiveDesired takes a document, or a reference to one: each is signed for its
+// own purpose.
 func (l *Link) receiveDesired(signed []byte) {
+	l.obeying.Lock()
+	defer l.obeying.Unlock()
 	d, fresh, err := l.cfg.Store.AcceptDesired(signed)
 	var refused *state.Refusal
+	if errors.As(err, &refused) && refused.Kind == state.RefusedForged {
+		if refErr := l.receiveReference(signed); refErr == nil {
+			return
+		} else if !errors.As(refErr, &refused) || refused.Kind != state.RefusedForged {
+			err = refErr
+		}
+	}
 	switch {
 	case errors.As(err, &refused):
 		l.refused.add(refusal{kind: refused.Kind, reason: "DesiredRefused", err: err})

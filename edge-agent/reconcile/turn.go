@@ -207,18 +207,18 @@ func (l *Loop) succeed(t *track, s Step, took time.Duration) {
 	}
 	switch s.Kind {
 	case Pull:
-		l.event(protocol.SeverityNormal, "Pulled", fmt.Sprintf("image %s is here after %s", s.Want.Image, took.Round(10*time.Millisecond)), s.Workload)
+		l.event(protocol.SeverityNormal, "Pulled", fmt.Sprintf("Image %s is here after %s.", s.Want.Image, took.Round(10*time.Millisecond)), s.Workload)
 	case Start:
 		t.fault, t.retryAt = nil, time.Time{} // attempts stay until it has run for long
-		l.event(protocol.SeverityNormal, "Started", fmt.Sprintf("container %s runs", s.Container.ID), s.Workload)
+		l.event(protocol.SeverityNormal, "Started", fmt.Sprintf("Container %s runs.", s.Container.ID), s.Workload)
 	case Stop:
-		severity, text := protocol.SeverityNormal, "container "+s.Container.ID+" was stopped"
+		severity, text := protocol.SeverityNormal, "Container "+s.Container.ID+" was stopped."
 		if s.Reason != "" {
 			severity, text = protocol.SeverityWarning, s.Reason
 		}
 		l.event(severity, "Stopped", text, s.Workload)
 	case Purge:
-		l.event(protocol.SeverityNormal, "Removed", "everything of "+s.Workload+" is removed from the host", s.Workload)
+		l.event(protocol.SeverityNormal, "Removed", "Everything of "+s.Workload+" is removed from the host.", s.Workload)
 	}
 }
 

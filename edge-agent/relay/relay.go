@@ -3,11 +3,13 @@
 // It owns finding the helper of a workload's container and moving bytes; what
 // a session is, stands in the helper, and who may have one was decided by the
 // control plane. Its invariant: a stream reaches the workload that its header
-// names and nothing else on this host, whatever a container puts in its place.
+// names and nothing else on this host, whatever a container puts in its place;
+// the host itself only where its owner allows shells on it.
 package relay
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +17,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -26,15 +29,18 @@ import (
 
 // Stream is a tunnel.Conn: bytes with half-close.
 type Stream interface {
-	io.ReadWriteCloser
+	net.Conn
 	CloseWrite() error
 	CloseWithError(err error)
+	Closed() <-chan struct{} // the stream has ended in both directions
 }
 
 // Config is what a relay needs.
 type Config struct {
-	RunDir      string // its w/WORKLOAD is mounted into the container at /.remotegpu/run
-	MaxSessions int    // at a time; 0: 512
+	RunDir      string             // its w/WORKLOAD is mounted into the container at /.remotegpu/run
+	MaxSessions int                // at a time; 0: 512
+	HostKey     ed25519.PrivateKey // of SSH that ends here; nil: it does not
+	HostHelper  string             // the helper, for shells on the host itself; empty: none may be opened
 	Log         *slog.Logger
 }
 
@@ -42,6 +48,8 @@ type Config struct {
 type Relay struct {
 	cfg  Config
 	open atomic.Int32
+
+	starting sync.Mutex // held while the host's own helper is looked for or made
 }
 
 // New returns a relay.
@@ -58,43 +66,128 @@ const startWait = 2 * time.Second
 
 // Serve answers the header h by reply, an empty code meaning open, and moves
 // bytes until both sides have said all or one is gone.
-func (r *Relay) Serve(ctx context.Context, s Stream, h protocol.StreamHeader, reply func(code, message string) error) {
+func (r *Relay) Serve(ctx context.Context, s Stream, h protocol.StreamHeader, reply func(protocol.StreamReply) error) {
 	defer s.Close()
-	if h.Kind != protocol.StreamSession {
-		_ = reply(protocol.ReplyUnsupported, "This host's agent cannot do that yet; upgrade it.") // the peer may be gone
+	if !r.enter() {
+		_ = reply(r.tooMany()) // the peer may be gone
 		return
 	}
-	if r.open.Add(1) > int32(r.cfg.MaxSessions) {
-		r.open.Add(-1)
-		_ = reply(protocol.ReplyLimit, fmt.Sprintf("This host has %d sessions already; close some.", r.cfg.MaxSessions))
+	defer r.leave()
+	if h.Kind == protocol.StreamSSH {
+		if err := r.serveSSH(ctx, s, h, reply); err != nil {
+			r.cfg.Log.Info("stream refused", "env", h.Workload, "user", h.User, "stream", h.ID, "kind", h.Kind, "err", err)
+		}
 		return
 	}
-	defer r.open.Add(-1)
-	conn, code, err := r.connect(ctx, h.Workload)
+	if h.Kind == protocol.StreamRDP {
+		r.serveDesktop(ctx, s, h, reply)
+		return
+	}
+	conn, answer, err := r.begin(ctx, h)
 	if err != nil {
-		r.cfg.Log.Info("stream refused", "env", h.Workload, "user", h.User, "stream", h.ID, "err", err)
-		_ = reply(code, messages[code])
+		r.cfg.Log.Info("stream refused", "env", h.Workload, "user", h.User, "stream", h.ID, "kind", h.Kind, "err", err)
+		_ = reply(answer) // as above
 		return
 	}
 	defer conn.Close()
-	if err := reply("", ""); err != nil {
+	if err := reply(answer); err != nil {
 		return
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	r.cfg.Log.Info("session opened", "env", h.Workload, "user", h.User, "stream", h.ID)
-	move(s, conn)
+	r.cfg.Log.Info("stream opened", "env", h.Workload, "user", h.User, "stream", h.ID, "kind", h.Kind)
+	if h.Kind == protocol.StreamSession {
+		moveSession(s, conn)
+	} else {
+		move(s, conn)
+	}
+}
+
+// enter counts one more stream, if there may be one.
+func (r *Relay) enter() bool {
+	if r.open.Add(1) <= int32(r.cfg.MaxSessions) {
+		return true
+	}
+	r.leave()
+	return false
+}
+
+func (r *Relay) leave() { r.open.Add(-1) }
+
+func (r *Relay) tooMany() protocol.StreamReply {
+	return protocol.StreamReply{Code: protocol.ReplyLimit, Message: fmt.Sprintf("This host has %d sessions and forwards already; close some.", r.cfg.MaxSessions)}
+}
+
+// begin connects with the helper and lets it begin what the header says. With
+// an error, the reply is what the person gets.
+func (r *Relay) begin(ctx context.Context, h protocol.StreamHeader) (*net.UnixConn, protocol.StreamReply, error) {
+	switch h.Kind {
+	case protocol.StreamSession, protocol.StreamDial, protocol.StreamListen, protocol.StreamAccept:
+	default:
+		return nil, refusal(protocol.ReplyUnsupported), fmt.Errorf("unknown kind of stream %.80q", h.Kind)
+	}
+	conn, code, err := r.connect(ctx, h.Workload)
+	if errors.Is(err, errNoHostShell) {
+		return nil, protocol.StreamReply{Code: code, Message: "Shells on the host itself are switched off there (--no-host-shell)."}, err
+	}
+	if err != nil {
+		return nil, refusal(code), err
+	}
+	if h.Kind == protocol.StreamSession {
+		return conn, protocol.StreamReply{}, nil
+	}
+	answer, err := ask(conn, h)
+	if err == nil && answer.Code != "" {
+		err = errors.New(answer.Message)
+	} else if err != nil {
+		answer = refusal(protocol.ReplyInternal)
+	}
+	if err != nil {
+		conn.Close()
+	}
+	return conn, answer, err
+}
+
+// askTimeout is longer than the helper's own for a dial.
+const askTimeout = 15 * time.Second
+
+// ask hands the header to the helper and returns its reply.
+func ask(conn *net.UnixConn, h protocol.StreamHeader) (r protocol.StreamReply, err error) {
+	_ = conn.SetDeadline(time.Now().Add(askTimeout)) // fails only on a closed socket
+	defer conn.SetDeadline(time.Time{})
+	if err := protocol.WriteDocument(conn, protocol.FrameStream, h); err != nil {
+		return r, fmt.Errorf("ask the helper: %w", err)
+	}
+	kind, payload, err := protocol.NewFrameReader(conn).Next()
+	if err == nil && kind != protocol.FrameReply {
+		err = fmt.Errorf("frame of type %d", kind)
+	}
+	if err == nil {
+		err = protocol.Unmarshal(payload, &r)
+	}
+	if err != nil {
+		return r, fmt.Errorf("read the helper's reply: %w", err)
+	}
+	return r, nil
+}
+
+func refusal(code string) protocol.StreamReply {
+	return protocol.StreamReply{Code: code, Message: messages[code]}
 }
 
 var messages = map[string]string{
-	protocol.ReplyNotFound:   "This environment is not on this host.",
-	protocol.ReplyNotRunning: "The environment's container is not running right now; look at its events.",
-	protocol.ReplyInternal:   "The agent could not reach the container; its log tells more.",
+	protocol.ReplyUnsupported: "This host's agent cannot do that yet; upgrade it.",
+	protocol.ReplyNotFound:    "This environment is not on this host.",
+	protocol.ReplyNotRunning:  "The environment's container is not running right now; look at its events.",
+	protocol.ReplyInternal:    "The agent could not reach the container; its log tells more.",
 }
 
-// connect dials the helper of a workload.
+// connect dials the helper of a workload; without one, of the host itself.
 func (r *Relay) connect(ctx context.Context, workload string) (*net.UnixConn, string, error) {
-	if workload == "" || filepath.Base(workload) != workload || workload[0] == '.' {
+	if workload == "" {
+		return r.connectHost(ctx)
+	}
+	if filepath.Base(workload) != workload || workload[0] == '.' {
 		return nil, protocol.ReplyNotFound, fmt.Errorf("workload %.80q is no name", workload)
 	}
 	dir := filepath.Join(r.cfg.RunDir, "w", workload)
@@ -145,9 +238,9 @@ func dial(path string) (*net.UnixConn, error) {
 // connection closed with input unread is reset, and that byte could be lost.
 const lingerFor = 5 * time.Second
 
-// move copies both ways. When the helper has said all, the session is over;
-// when the client has, or is gone, the helper hangs up.
-func move(s Stream, conn *net.UnixConn) {
+// moveSession copies both ways. When the helper has said all, the session is
+// over; when the client has, or is gone, the helper hangs up.
+func moveSession(s Stream, conn *net.UnixConn) {
 	in := make(chan struct{})
 	go func() {
 		defer close(in)
@@ -163,4 +256,38 @@ func move(s Stream, conn *net.UnixConn) {
 	case <-in:
 	case <-time.After(lingerFor):
 	}
+}
+
+// halfCloser is a TCP or unix connection.
+type halfCloser interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// move copies both ways until both have said all, or one is gone.
+func move(s Stream, conn halfCloser) {
+	in, done := make(chan struct{}), make(chan struct{})
+	defer close(done)
+	go func() { // a service that says nothing would never notice that nobody listens
+		select {
+		case <-s.Closed():
+			time.AfterFunc(lingerFor, func() { conn.Close() })
+		case <-done:
+		}
+	}()
+	go func() {
+		defer close(in)
+		if _, err := io.Copy(conn, s); err != nil {
+			conn.Close() // the client is gone, or the service: both must know
+			return
+		}
+		_ = conn.CloseWrite() // the service may be gone
+	}()
+	if _, err := io.Copy(s, conn); err != nil {
+		s.CloseWithError(errors.New("the service ended the connection abruptly"))
+		conn.Close()
+	} else {
+		_ = s.CloseWrite() // the client may be gone
+	}
+	<-in
 }

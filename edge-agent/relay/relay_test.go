@@ -70,7 +70,7 @@ func newBox(t *testing.T, args ...string) *box {
 	write(t, root+"/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nann:x:1000:1000::/home:/bin/sh\n")
 	write(t, root+"/etc/group", "root:x:0:\nann:x:1000:\nvideo:x:44:ann\n")
 	script := `set -e
-cp /bin/busybox ` + root + `/bin/busybox; for a in sh cat ls id sleep stty kill env head sha256sum true pwd yes ps; do ln -s busybox ` + root + `/bin/$a; done
+cp /bin/busybox ` + root + `/bin/busybox; for a in sh cat ls id tty sleep stty kill env head sha256sum true pwd yes ps; do ln -s busybox ` + root + `/bin/$a; done
 mount --make-rprivate /; cp ` + helper + ` ` + root + `/.remotegpu/helper
 mount --bind ` + run + ` ` + root + `/.remotegpu/run
 mount -t proc proc ` + root + `/proc; mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts ` + root + `/dev/pts
@@ -103,10 +103,28 @@ func write(t *testing.T, name, text string) {
 // stream makes a unix socket pair look like a tunnel's stream.
 type stream struct{ *net.UnixConn }
 
-func (s stream) CloseWithError(error) { s.Close() }
+func (s stream) CloseWithError(error)    { s.Close() }
+func (s stream) Closed() <-chan struct{} { return nil }
 
-// dial opens a stream through the relay and returns its client end.
+// dial opens a session's stream through the relay and returns its client end.
 func (b *box) dial(t *testing.T) (*net.UnixConn, string) {
+	t.Helper()
+	c, r := b.open(t, protocol.StreamSession, "", "")
+	return c, r.Code + r.Message
+}
+
+// open opens a stream through the relay and returns its client end.
+func (b *box) open(t *testing.T, kind, network, address string) (*net.UnixConn, protocol.StreamReply) {
+	t.Helper()
+	head := protocol.StreamHeader{Version: 1, Kind: kind, Workload: workload, User: "usr_x"}
+	if network != "" {
+		head.Target = &protocol.Target{Network: network, Address: address}
+	}
+	return b.begin(t, head)
+}
+
+// begin is open with a header of any kind.
+func (b *box) begin(t *testing.T, head protocol.StreamHeader) (*net.UnixConn, protocol.StreamReply) {
 	t.Helper()
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unix"})
 	if err != nil {
@@ -122,15 +140,14 @@ func (b *box) dial(t *testing.T) (*net.UnixConn, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	answer := make(chan string, 1)
-	head := protocol.StreamHeader{Version: 1, Kind: protocol.StreamSession, Workload: workload, User: "usr_x"}
-	go b.relay.Serve(context.Background(), stream{far}, head, func(code, message string) error { answer <- code + message; return nil })
+	answer := make(chan protocol.StreamReply, 1)
+	go b.relay.Serve(context.Background(), stream{far}, head, func(r protocol.StreamReply) error { answer <- r; return nil })
 	select {
-	case a := <-answer:
-		return client, a
-	case <-time.After(10 * time.Second):
-		t.Fatal("no reply within 10 s")
-		return nil, ""
+	case r := <-answer:
+		return client, r
+	case <-time.After(15 * time.Second):
+		t.Fatal("no reply within 15 s")
+		return nil, protocol.StreamReply{}
 	}
 }
 
@@ -265,7 +282,9 @@ func TestTerminal(t *testing.T) {
 			}
 			seen.Write(payload)
 		}
+		_, rest, _ := strings.Cut(seen.String(), want)
 		seen.Reset()
+		seen.WriteString(rest) // one frame may hold what is waited for next
 	}
 	typed := func(s string) { protocol.WriteFrame(c, protocol.FrameStdin, []byte(s)) }
 	typed("stty size; echo term=$TERM\n")

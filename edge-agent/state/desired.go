@@ -54,6 +54,31 @@ func (s *Store) AcceptDesired(signed []byte) (d *protocol.Desired, fresh bool, e
 	return d, true, nil
 }
 
+// CheckReference verifies a signed reference and returns it. One that must not be
+// followed gives a *Refusal. Fresh is false if what it refers to is obeyed already.
+func (s *Store) CheckReference(signed []byte) (ref *protocol.Reference, fresh bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.identity == nil {
+		return nil, false, ErrNotEnrolled
+	}
+	ref, err = protocol.VerifyReference(signed, s.identity.Host, s.identity.Keys)
+	if err != nil {
+		return nil, false, &Refusal{Kind: refusalKind(signed, err), Err: err}
+	}
+	c := &s.counters
+	switch {
+	case ref.Generation < c.Generation:
+		return nil, false, &Refusal{RefusedOlder, fmt.Errorf("reference is to generation %d, this host has obeyed %d already", ref.Generation, c.Generation)}
+	case ref.Generation == c.Generation && s.desired != nil:
+		if ref.Check(s.signed) != nil {
+			return nil, false, &Refusal{RefusedConflict, fmt.Errorf("reference is to generation %d as the document before, but to other content", ref.Generation)}
+		}
+		return ref, false, nil
+	}
+	return ref, true, nil
+}
+
 // Desired returns the document that is obeyed, nil if there is none, and its
 // digest. It must not be changed.
 func (s *Store) Desired() (*protocol.Desired, []byte) {
@@ -89,7 +114,7 @@ func (s *Store) verify(signed []byte) (*protocol.Desired, []byte, error) {
 
 func refusalKind(signed []byte, err error) string {
 	switch {
-	case len(signed) > protocol.MaxPayload:
+	case len(signed) > protocol.MaxDocument:
 		return RefusedSize
 	case errors.Is(err, protocol.ErrSignature):
 		return RefusedForged

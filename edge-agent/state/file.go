@@ -8,10 +8,12 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/remotegpu/remotegpu/protocol"
 )
 
 // maxFile bounds what is read back, in bytes.
-const maxFile = 4 << 20
+const maxFile = 2 * protocol.MaxDocument
 
 // errUnreadable is wrapped when the disk does not give a file's content.
 var errUnreadable = errors.New("file cannot be read")

@@ -3,7 +3,9 @@ package state
 import (
 	"bytes"
 	"crypto/ed25519"
+	"crypto/hkdf"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -49,6 +51,17 @@ func ReadIdentity(dir string) (*Identity, error) {
 		return nil, err
 	}
 	return id, nil
+}
+
+// SSHKey returns the key by which SSH clients know this host. It is as lasting
+// and as secret as the device key, from which it is derived (HKDF, RFC 5869),
+// and says nothing about it.
+func (id *Identity) SSHKey() (ed25519.PrivateKey, error) {
+	seed, err := hkdf.Key(sha256.New, id.PrivateKey.Seed(), nil, "remotegpu ssh host key 1", ed25519.SeedSize)
+	if err != nil {
+		return nil, fmt.Errorf("derive the SSH host key: %w", err)
+	}
+	return ed25519.NewKeyFromSeed(seed), nil
 }
 
 func publicKeys(raw [][]byte) ([]ed25519.PublicKey, error) {

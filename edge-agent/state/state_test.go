@@ -121,7 +121,7 @@ func TestAcceptDesired(t *testing.T) {
 		{RefusedConflict, sign(t, protocol.Desired{Generation: 7, IssuedAt: 1}, key)},
 		{RefusedGarbage, []byte("garbage")},
 		{RefusedGarbage, nil},
-		{RefusedSize, make([]byte, protocol.MaxPayload+1)},
+		{RefusedSize, make([]byte, protocol.MaxDocument+1)},
 	}
 	for _, c := range refused {
 		_, _, err := s.AcceptDesired(c.signed)

@@ -76,7 +76,7 @@ func tunnelled(b *testing.B, serve func(net.Conn)) net.Conn {
 	}()
 	w := newWorld(b, HubConfig{}, func(_ context.Context, c *Conn, _ protocol.StreamHeader) {
 		z, err := net.Dial("tcp", target.Addr().String())
-		if err != nil || Reply(c, "", "") != nil {
+		if err != nil || Reply(c, protocol.StreamReply{}) != nil {
 			return
 		}
 		defer z.Close()

@@ -11,12 +11,15 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+
+	"github.com/remotegpu/remotegpu/protocol"
 )
 
 // Conn is one stream over one WebSocket, a net.Conn with half-close. One
 // goroutine may read while others write.
 type Conn struct {
-	ws *websocket.Conn
+	ws  *websocket.Conn
+	out *batch // under ws; nil: none
 
 	writing  chan struct{} // of one, full while somebody writes to ws; guards wroteEOF too
 	wroteEOF bool
@@ -32,16 +35,24 @@ type Conn struct {
 	ended    bool        // reading has: readBy means nothing any more
 	writeBy  time.Time   // the user's
 	saying   atomic.Bool // a ping or pong is being written
+	broken   atomic.Bool // the network has ended it, not an end
 	closed   chan struct{}
 	closeOne sync.Once
-	onClose  func() // set before the connection is shared; may be nil
+	onClose  func()             // set before the connection is shared; may be nil
+	listens  string             // as onClose
+	key      []byte             // as onClose
+	rdp      *protocol.RDPReply // as onClose
+	caps     byteCaps           // as onClose
+
+	read, wrote atomic.Uint64 // bytes of the stream
+	survives    atomic.Bool
 }
 
 var _ net.Conn = (*Conn)(nil)
 
 func newConn(ws *websocket.Conn) *Conn {
 	ws.SetReadLimit(maxData)
-	c := &Conn{ws: ws, writing: make(chan struct{}, 1), closed: make(chan struct{})}
+	c := &Conn{ws: ws, out: batchUnder(ws.NetConn()), writing: make(chan struct{}, 1), closed: make(chan struct{})}
 	c.extend()
 	time.AfterFunc(pingEvery, c.ping)
 	return c
@@ -92,29 +103,41 @@ func (c *Conn) isLate() bool {
 // Read reads bytes of the stream. It returns io.EOF after the peer's
 // CloseWrite or Close, *Aborted after its CloseWithError, net.ErrClosed after
 // our own, and another error when the connection broke.
-func (c *Conn) Read(p []byte) (int, error) {
+func (c *Conn) Read(p []byte) (int, error) { return c.take(p, false) }
+
+// take is Read; when whole, it returns only once the message has ended or p is
+// full.
+func (c *Conn) take(p []byte, whole bool) (n int, err error) {
+	n, err = c.takeNow(p, whole)
+	c.caps.wait(n, c.closed)
+	return n, err
+}
+
+func (c *Conn) takeNow(p []byte, whole bool) (n int, err error) {
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
-	for {
+	for n == 0 || whole && c.cur != nil && n < len(p) {
 		if c.cur == nil {
 			if err := c.next(); err != nil {
 				return 0, err
 			}
 		}
 		c.extend() // the reader may have paused for long
-		n, err := c.cur.Read(p)
+		m, err := c.cur.Read(p[n:])
+		n += m
+		c.read.Add(uint64(m))
 		if err == io.EOF {
 			c.cur, err = nil, nil
-			if n == 0 {
-				continue
-			}
 		}
 		if err != nil {
 			c.cur, c.readErr = nil, c.endOf(err)
-			err = c.readErr
+			return n, c.readErr
 		}
-		return n, err
+		if len(p) == 0 {
+			break
+		}
 	}
+	return n, nil
 }
 
 // next goes to the next data message, answering control messages on the way.
@@ -132,8 +155,11 @@ func (c *Conn) next() error {
 		default:
 			c.readErr = c.control(r)
 		}
-		if c.readErr == io.EOF && err == nil {
+		switch {
+		case c.readErr == io.EOF && err == nil:
 			c.settle()
+		case c.readErr == io.EOF:
+			c.Close() // the peer has closed: what is written now is for nobody
 		}
 	}
 	return c.readErr
@@ -179,8 +205,13 @@ func (c *Conn) endOf(err error) error {
 		return net.ErrClosed
 	case errors.As(err, &ce) && ce.Code == websocket.CloseNormalClosure:
 		return io.EOF
+	case errors.As(err, &ce) && ce.Code == websocket.CloseServiceRestart:
+		return restarting(ce.Text)
 	case errors.As(err, &ce) && ce.Code == websocket.CloseInternalServerErr:
 		return &Aborted{ce.Text}
+	}
+	c.broken.Store(!c.isLate())
+	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded) && !c.isLate():
 		return fmt.Errorf("nothing came from the peer for %v: %w", deadAfter, io.ErrUnexpectedEOF)
 	case errors.Is(err, io.EOF), errors.As(err, &ce) && ce.Code == websocket.CloseAbnormalClosure:
@@ -191,6 +222,7 @@ func (c *Conn) endOf(err error) error {
 
 // Write writes p as one message, or several when it is large.
 func (c *Conn) Write(p []byte) (int, error) {
+	c.caps.wait(len(p), c.closed)
 	c.lockWrites()
 	defer c.unlockWrites()
 	switch {
@@ -204,6 +236,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 		if err := c.write(websocket.BinaryMessage, part); err != nil {
 			return n, err
 		}
+		c.wrote.Add(uint64(len(part)))
 		if n += len(part); n == len(p) {
 			return n, nil
 		}
@@ -222,9 +255,23 @@ func (c *Conn) write(kind int, p []byte) error {
 		c.deadMu.Unlock()
 	}
 	_ = c.ws.SetWriteDeadline(by) // only notes it
-	err := c.ws.WriteMessage(kind, p)
+	err := c.send(kind, p)
 	if err != nil && c.isClosed() {
 		return net.ErrClosed
+	}
+	c.broken.Store(c.broken.Load() || err != nil)
+	return err
+}
+
+// send needs lockWrites.
+func (c *Conn) send(kind int, p []byte) error {
+	if c.out == nil || len(p) < batchLeast {
+		return c.ws.WriteMessage(kind, p)
+	}
+	c.out.hold()
+	err := c.ws.WriteMessage(kind, p)
+	if lost := c.out.flush(); err == nil {
+		err = lost
 	}
 	return err
 }
@@ -258,6 +305,27 @@ func (c *Conn) WriteMessage(b []byte) error {
 	_, err := c.Write(b)
 	return err
 }
+
+// Closed is closed when the stream has ended in both directions, or nearly: by
+// Close of either side. It needs somebody who reads.
+func (c *Conn) Closed() <-chan struct{} { return c.closed }
+
+// Survives says that who uses the stream comes back by another one when it
+// ends.
+func (c *Conn) Survives() { c.survives.Store(true) }
+
+// Moved returns how many bytes of the stream have come and gone.
+func (c *Conn) Moved() (read, wrote uint64) { return c.read.Load(), c.wrote.Load() }
+
+// RDP returns what an RDP server answered to the request that Hub.Open has sent
+// with a StreamRDP.
+func (c *Conn) RDP() *protocol.RDPReply { return c.rdp }
+
+// Listens returns where a StreamListen that Hub.Open has opened listens.
+func (c *Conn) Listens() string { return c.listens }
+
+// Key returns the SSH host key of a StreamSSH that Hub.Open has opened.
+func (c *Conn) Key() []byte { return c.key }
 
 // LocalAddr returns the socket's own address.
 func (c *Conn) LocalAddr() net.Addr { return c.ws.LocalAddr() }

@@ -22,7 +22,7 @@ import (
 func pair(t testing.TB) (near, far *Conn) {
 	t.Helper()
 	got := make(chan *Conn, 1)
-	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	srv := serveTLS(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if c, err := Upgrade(w, r); err == nil {
 			got <- c
 		}
@@ -37,6 +37,14 @@ func pair(t testing.TB) (near, far *Conn) {
 	far = <-got
 	t.Cleanup(func() { near.Close(); far.Close() })
 	return near, far
+}
+
+// serveTLS serves as the control plane does.
+func serveTLS(h http.Handler) *httptest.Server {
+	srv := httptest.NewUnstartedServer(h)
+	srv.Listener = Listener(srv.Listener)
+	srv.StartTLS()
+	return srv
 }
 
 // within fails when f takes longer than a test should.

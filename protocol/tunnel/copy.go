@@ -11,6 +11,12 @@ const chunk = bufSize - 14
 
 var chunks = sync.Pool{New: func() any { return new([chunk]byte) }}
 
+// wholeReader reads whole messages: a record of TLS, which is what a Read
+// yields, is a quarter of one, and each would be a write of its own.
+type wholeReader struct{ c *Conn }
+
+func (r wholeReader) Read(p []byte) (int, error) { return r.c.take(p, true) }
+
 // plainReader and plainWriter hide ReadFrom and WriteTo, so that io.CopyBuffer
 // uses the buffer.
 type plainReader struct{ io.Reader }
@@ -28,5 +34,18 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 func (c *Conn) WriteTo(w io.Writer) (int64, error) {
 	buf := chunks.Get().(*[chunk]byte)
 	defer chunks.Put(buf)
-	return io.CopyBuffer(plainWriter{w}, plainReader{c}, buf[:])
+	return io.CopyBuffer(plainWriter{w}, wholeReader{c}, buf[:])
+}
+
+// Splice copies both ways until one side has ended, however, and closes both:
+// for protocols that know no half of an end.
+func Splice(a, b *Conn) {
+	defer a.Close()
+	defer b.Close()
+	go func() {
+		_, _ = io.Copy(a, b) // however it ended, it is over
+		a.Close()
+		b.Close()
+	}()
+	_, _ = io.Copy(b, a) // as above
 }

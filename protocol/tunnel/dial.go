@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"sync"
 	"time"
 
 	"github.com/gorilla/websocket"
+
+	"github.com/remotegpu/remotegpu/protocol"
 )
 
 // DialConfig says where and how to dial.
@@ -39,7 +42,7 @@ func (r *Rejected) Error() string {
 // Dial opens a WebSocket.
 func Dial(ctx context.Context, cfg DialConfig) (*Conn, error) {
 	d := websocket.Dialer{
-		Proxy: cfg.Proxy, TLSClientConfig: cfg.TLS, HandshakeTimeout: handshakeTimeout,
+		NetDialContext: dialBatch, Proxy: cfg.Proxy, TLSClientConfig: cfg.TLS, HandshakeTimeout: handshakeTimeout,
 		ReadBufferSize: readBufSize, WriteBufferSize: bufSize, WriteBufferPool: &writeBufs,
 	}
 	ws, resp, err := d.DialContext(ctx, cfg.URL, cfg.Header)
@@ -53,20 +56,28 @@ func Dial(ctx context.Context, cfg DialConfig) (*Conn, error) {
 	return newConn(ws), nil
 }
 
-var upgrader = websocket.Upgrader{
-	ReadBufferSize: readBufSize, WriteBufferSize: bufSize, WriteBufferPool: &writeBufs,
-	HandshakeTimeout: handshakeTimeout, CheckOrigin: sameOriginOrNone,
+func dialBatch(ctx context.Context, network, addr string) (net.Conn, error) {
+	c, err := (&net.Dialer{Control: Pace}).DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	return &batch{Conn: c}, nil
 }
 
-// sameOriginOrNone lets programs in, which send no Origin, and pages of this
-// server; a page of another site could otherwise ride on a cookie.
-func sameOriginOrNone(r *http.Request) bool {
+var upgrader = websocket.Upgrader{
+	ReadBufferSize: readBufSize, WriteBufferSize: bufSize, WriteBufferPool: &writeBufs,
+	HandshakeTimeout: handshakeTimeout, CheckOrigin: SameOrigin, Subprotocols: []string{protocol.TerminalProtocol},
+}
+
+// SameOrigin is a CheckOrigin: it lets programs in, which send no Origin, and
+// pages of this server; a page of another site could otherwise ride on a cookie.
+func SameOrigin(r *http.Request) bool {
 	origin := r.Header.Get("Origin")
 	if origin == "" {
 		return true
 	}
 	u, err := url.Parse(origin)
-	return err == nil && u.Host == r.Host
+	return err == nil && u.Host == r.Host && (u.Scheme == "https" || r.TLS == nil) // nil: TLS ends before us
 }
 
 // Upgrade answers a request with a WebSocket. When it fails it has answered.

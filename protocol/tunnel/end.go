@@ -38,6 +38,12 @@ func (c *Conn) CloseWithError(err error) {
 	c.end(websocket.CloseInternalServerErr, strings.ToValidUTF8(text, ""))
 }
 
+// CloseRestart ends the stream because this side restarts: the peer's Read
+// returns *Restarting, and is to come back after so long.
+func (c *Conn) CloseRestart(after time.Duration) {
+	c.end(websocket.CloseServiceRestart, restartText+after.Round(time.Millisecond).String())
+}
+
 func (c *Conn) end(code int, text string) {
 	c.closeOne.Do(func() {
 		close(c.closed)

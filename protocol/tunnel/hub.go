@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
@@ -21,7 +23,11 @@ type HubConfig struct {
 	Online     func(host string) bool
 	MaxPerHost int // streams open at a time; 0: 512
 	MaxPerUser int // 0: 256
-	Log        *slog.Logger
+	OpenRate   int // streams that a user may open per second, after a burst of ten times as many; 0: 50
+	// Bytes per second of all streams of a user, and of a host, both directions
+	// together; 0: no cap.
+	UserRate, HostRate int
+	Log                *slog.Logger
 }
 
 const (
@@ -42,6 +48,7 @@ type Hub struct {
 	open   map[string]map[*Conn]struct{} // streams, by host
 	byHost map[string]int                // streams open and being opened
 	byUser map[string]int
+	rates  map[string]*rate.Limiter // by name; full ones are forgotten
 }
 
 // NewHub returns a hub.
@@ -52,8 +59,11 @@ func NewHub(cfg HubConfig) *Hub {
 	if cfg.MaxPerUser == 0 {
 		cfg.MaxPerUser = 256
 	}
+	if cfg.OpenRate == 0 {
+		cfg.OpenRate = 50
+	}
 	return &Hub{
-		cfg: cfg, spares: map[string][]*spare{}, asked: map[string]*ask{},
+		cfg: cfg, rates: map[string]*rate.Limiter{}, spares: map[string][]*spare{}, asked: map[string]*ask{},
 		open: map[string]map[*Conn]struct{}{}, byHost: map[string]int{}, byUser: map[string]int{},
 	}
 }
@@ -111,6 +121,7 @@ func (h *Hub) Open(ctx context.Context, host string, head protocol.StreamHeader)
 	conn.onClose = func() { h.release(host, head.User, conn) }
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	conn.caps = h.byteCaps(host, head.User)
 	if h.open[host] == nil {
 		h.open[host] = map[*Conn]struct{}{}
 	}
@@ -155,7 +166,7 @@ func (h *Hub) hedge(ctx context.Context, host string, head []byte, silent *spare
 		results <- result{conn, err}
 	}()
 	first := <-results
-	if first.err == nil || isRefused(first.err) {
+	if first.err == nil || isRefused(first.err) || errors.Is(first.err, ErrOffline) { // silent, and offline: it has left the spare behind
 		go func() { // whatever the other becomes is not needed
 			if other := <-results; other.conn != nil {
 				other.conn.Close()
@@ -200,6 +211,8 @@ func (h *Hub) reserve(host, user string) error {
 		return fmt.Errorf("%w to this host: at most %d at a time", ErrLimit, h.cfg.MaxPerHost)
 	case h.byUser[user] >= h.cfg.MaxPerUser:
 		return fmt.Errorf("%w for this user: at most %d at a time", ErrLimit, h.cfg.MaxPerUser)
+	case !h.limiter("streams of user "+user, h.cfg.OpenRate, 10*h.cfg.OpenRate).Allow():
+		return fmt.Errorf("%w for this user: at most %d new ones per second", ErrLimit, h.cfg.OpenRate)
 	}
 	h.byHost[host]++
 	h.byUser[user]++
@@ -220,12 +233,29 @@ func (h *Hub) release(host, user string, conn *Conn) {
 	}
 }
 
-// Drop ends everything of a host, as when it is retired.
-func (h *Hub) Drop(host string) { h.drop(host, errors.New("the host may not be used any more")) }
+// Busy returns how many streams are open whose users would lose something by
+// their end.
+func (h *Hub) Busy() (n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, streams := range h.open {
+		for conn := range streams {
+			if !conn.survives.Load() {
+				n++
+			}
+		}
+	}
+	return n
+}
 
-func (h *Hub) drop(host string, why error) {
+// Drop ends everything of a host, as when it is retired.
+func (h *Hub) Drop(host string) {
+	h.drop(host, func(c *Conn) { c.CloseWithError(errors.New("the host may not be used any more")) })
+}
+
+func (h *Hub) drop(host string, end func(*Conn)) {
 	for s := h.take(host); s != nil; s = h.take(host) {
-		s.conn.Close()
+		end(s.conn)
 	}
 	h.mu.Lock()
 	var streams []*Conn
@@ -234,11 +264,11 @@ func (h *Hub) drop(host string, why error) {
 	}
 	h.mu.Unlock()
 	for _, conn := range streams {
-		conn.CloseWithError(why) // it calls release
+		end(conn) // it calls release
 	}
 }
 
-// Close drops all hosts, as when the server stops.
+// Close drops all hosts, as when the server stops, and says when to come back.
 func (h *Hub) Close() {
 	h.mu.Lock()
 	var hosts []string
@@ -250,6 +280,6 @@ func (h *Hub) Close() {
 	}
 	h.mu.Unlock()
 	for _, host := range slices.Compact(slices.Sorted(slices.Values(hosts))) {
-		h.drop(host, errors.New("the server is stopping"))
+		h.drop(host, func(c *Conn) { c.CloseRestart(RestartAfter()) })
 	}
 }

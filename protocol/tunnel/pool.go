@@ -30,7 +30,8 @@ const (
 	lookEvery     = 10 * time.Second
 	backoffMin    = 500 * time.Millisecond
 	backoffMax    = 60 * time.Second
-	lostAfter     = 4 // failures that a lost spare counts for at least: up to 8 s
+	backoffUsed   = 2 * time.Second // at most, at a host in use
+	lostAfter     = 4               // failures that a lost spare counts for at least: up to 8 s
 	headerTimeout = 15 * time.Second
 )
 
@@ -150,13 +151,22 @@ func (p *Pool) spare(ctx context.Context) {
 
 // failed sets when to try again: full jitter, so that a fleet does not come
 // back in step. A spare that was lost counts for more than a dial that failed:
-// all hosts lose theirs in the moment in which a server stops.
+// all hosts lose theirs in the moment in which a server stops. At a host in use,
+// which few are at a time, somebody waits for a session to go on.
 func (p *Pool) failed(least int, doing string, err error) {
+	var restart *Restarting
 	p.mu.Lock()
 	p.failures++
 	first := p.failures == 1
 	most := min(backoffMax, backoffMin<<min(max(p.failures, least), 10))
-	p.retryAt = time.Now().Add(backoffMin + rand.N(most-backoffMin))
+	if p.active > 0 || time.Since(p.usedAt) < busyFor {
+		most = min(most, backoffUsed)
+	}
+	wait := backoffMin + rand.N(most-backoffMin)
+	if errors.As(err, &restart) {
+		wait = restart.After // who restarts knows best
+	}
+	p.retryAt = time.Now().Add(wait)
 	over := p.ctx == nil || p.ctx.Err() != nil
 	p.mu.Unlock()
 	p.kick()
@@ -246,14 +256,15 @@ func (p *Pool) serve(ctx context.Context, c *Conn, head []byte) {
 		return
 	}
 	if !p.begin() {
-		err := Reply(c, protocol.ReplyLimit, fmt.Sprintf("This host serves %d streams already; close some and try again.", p.cfg.MaxStreams))
+		text := fmt.Sprintf("This host serves %d streams already; close some and try again.", p.cfg.MaxStreams)
+		err := Reply(c, protocol.StreamReply{Code: protocol.ReplyLimit, Message: text})
 		if err != nil {
 			c.CloseWithError(err)
 		}
 		return
 	}
-	defer p.end()
 	p.cfg.Serve(ctx, c, h)
+	p.end(c.broken.Load())
 }
 
 func (p *Pool) begin() bool {
@@ -268,15 +279,26 @@ func (p *Pool) begin() bool {
 	return true
 }
 
-func (p *Pool) end() {
+// end counts a stream out. What has broken it may have broken the spares too,
+// and they are silent: whoever comes back must not wait until that is noticed.
+func (p *Pool) end(broken bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.active--
+	if broken {
+		for c := range p.spares {
+			delete(p.spares, c)
+			c.Close()
+		}
+		p.kick()
+	}
+	p.usedAt = time.Now()
 }
 
 // Reply answers a stream's header: an empty code opens it.
-func Reply(c *Conn, code, message string) error {
-	b, err := protocol.Marshal(protocol.StreamReply{Version: protocol.Version, Code: code, Message: message})
+func Reply(c *Conn, r protocol.StreamReply) error {
+	r.Version = protocol.Version
+	b, err := protocol.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("encode stream reply: %w", err)
 	}

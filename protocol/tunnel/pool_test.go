@@ -105,6 +105,19 @@ func TestAFleetComesBackSpreadOut(t *testing.T) {
 	}
 }
 
+// A host in use comes back soon, also after many failures.
+func TestAHostInUseComesBackSoon(t *testing.T) {
+	p := NewPool(PoolConfig{Log: slog.New(slog.DiscardHandler)})
+	p.begin()
+	p.end(false)
+	for range 20 {
+		p.failed(lostAfter, "test", io.EOF)
+		if wait := time.Until(p.retryAt); wait > backoffUsed {
+			t.Fatalf("the next try is in %v", wait)
+		}
+	}
+}
+
 func TestARequestIsAnsweredOnce(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, HubConfig{}, echo)
@@ -222,7 +235,7 @@ func TestDropEndsAHost(t *testing.T) {
 	c := open(t, w)
 	far := make(chan error, 1)
 	w.pool.cfg.Serve = func(_ context.Context, c *Conn, _ protocol.StreamHeader) {
-		Reply(c, "", "")
+		Reply(c, protocol.StreamReply{})
 		_, err := c.Read(make([]byte, 1))
 		far <- err
 	}
@@ -298,7 +311,7 @@ func TestAForgottenSpareOfAnOfflineHost(t *testing.T) {
 		go h.watch(testHost, s)
 		start := time.Now()
 		_, err := h.Open(t.Context(), testHost, header())
-		if d := time.Since(start); !errors.Is(err, ErrOffline) || d > hedgeAfter+spareTimeout {
+		if d := time.Since(start); !errors.Is(err, ErrOffline) || d > hedgeAfter {
 			t.Errorf("err = %v after %v", err, d)
 		}
 		time.Sleep(5 * time.Minute) // all that lingers ends

@@ -52,14 +52,27 @@ func (h *Hub) redeem(host, token string) *ask {
 func (h *Hub) deliver(host string, a *ask, s *spare) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if a == nil {
+		a = h.waiting(host) // it need not wait until the request has come through
+	}
 	switch {
-	case a != nil && !a.over:
+	case a != nil && !a.over && len(a.got) == 0:
 		a.got <- s
 	case len(h.spares[host]) < hubMaxSpares:
 		h.spares[host] = append(h.spares[host], s)
 	default:
 		s.conn.Close()
 	}
+}
+
+// waiting returns an ask of the host, if one has nothing yet. It needs mu.
+func (h *Hub) waiting(host string) *ask {
+	for _, a := range h.asked {
+		if a.host == host && !a.over && len(a.got) == 0 {
+			return a
+		}
+	}
+	return nil
 }
 
 // watch reads the first message. A spare that ends, or speaks unasked, is no
@@ -178,5 +191,6 @@ func (s *spare) opened(reply []byte) (*Conn, error) {
 		s.conn.Close()
 		return nil, err
 	}
+	s.conn.listens, s.conn.rdp, s.conn.key = r.Address, r.RDP, r.Key
 	return s.conn, nil
 }

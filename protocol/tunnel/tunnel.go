@@ -12,8 +12,8 @@
 //	"ping" "pong"  every 15 s both ways, as data, because middleboxes cut what
 //	               carries only WebSocket pings
 //
-// Close code 1000 is a clean end of both directions, any other an abort with
-// its reason. The first binary message each way is a StreamHeader and a
+// Close code 1000 is a clean end of both directions, 1012 a restart with the
+// time to come back, any other an abort with its reason. The first binary message each way is a StreamHeader and a
 // StreamReply.
 //
 //	agent (Pool)                       control plane (Hub)
@@ -29,6 +29,8 @@ package tunnel
 
 import (
 	"errors"
+	"math/rand/v2"
+	"strings"
 	"time"
 )
 
@@ -38,8 +40,8 @@ const (
 	bufSize   = 64 << 10 // bytes of a write; 4 KiB, the library's default, carries a third as much
 
 	// readBufSize is held by every idle spare. Larger ones measure no faster:
-	// reads of a chunk go past the buffer.
-	readBufSize = 16 << 10
+	// the most of a chunk is read past the buffer.
+	readBufSize = 4 << 10
 
 	lingerFor  = 20 * time.Second // after a close, without a sign of life of a peer that still reads
 	lingerMost = 2 * time.Minute
@@ -69,6 +71,32 @@ type Refused struct {
 }
 
 func (r *Refused) Error() string { return "host refuses the stream: " + r.Message }
+
+// Restarting is the end of a connection whose peer restarts.
+type Restarting struct{ After time.Duration }
+
+const (
+	restartText  = "retry-after="
+	restartLeast = 300 * time.Millisecond
+	restartMost  = 3 * time.Second // a peer that says more is not believed
+)
+
+func (r *Restarting) Error() string { return "the peer restarts" }
+
+// RetryAfter is when to come back.
+func (r *Restarting) RetryAfter() time.Duration { return r.After }
+
+// RestartAfter is a good time to come back after a restart: not at once, and
+// not all in the same moment.
+func RestartAfter() time.Duration { return restartLeast + rand.N(restartMost-restartLeast) }
+
+func restarting(text string) *Restarting {
+	after, err := time.ParseDuration(strings.TrimPrefix(text, restartText))
+	if err != nil || after < 0 {
+		after = restartMost
+	}
+	return &Restarting{min(after, restartMost)}
+}
 
 // Aborted is the end of a stream that the peer ended by CloseWithError.
 type Aborted struct{ Reason string }

@@ -1,0 +1,254 @@
+package recording
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strconv"
+	"sync"
+)
+
+// SFTP listens to both directions of an SFTP version 3 connection
+// (draft-ietf-secsh-filexfer-02) and tells what happened to which file, one
+// line each. It believes nothing: what it cannot read it leaves out. What it
+// keeps is bounded in bytes; of what is more, it tells that it was asked for.
+type SFTP struct {
+	mu    sync.Mutex // guards what follows
+	tell  func(line string)
+	asked map[uint32]request // by the client, without an answer yet
+	files map[string]*file   // open, by handle
+	kept  int                // size of asked and files
+	up    packets            // from the client
+	down  packets            // from the server
+}
+
+type request struct {
+	kind   byte
+	line   string // told when it is granted; of an open, the path
+	handle string
+	write  bool
+}
+
+func (r request) size() int { return entrySize + len(r.line) + len(r.handle) }
+
+type file struct {
+	path      string
+	got, sent uint64 // bytes that the client has read and written
+}
+
+func (f *file) size(handle string) int { return entrySize + len(f.path) + len(handle) }
+
+// Types of packets.
+const (
+	sftpOpen     = 3
+	sftpClose    = 4
+	sftpRead     = 5
+	sftpWrite    = 6
+	sftpSetstat  = 9
+	sftpRemove   = 13
+	sftpMkdir    = 14
+	sftpRmdir    = 15
+	sftpRename   = 18
+	sftpSymlink  = 20
+	sftpStatus   = 101
+	sftpHandle   = 102
+	sftpData     = 103
+	sftpExtended = 200
+
+	maxKept   = 1 << 20        // bytes, of what is asked and of open files
+	entrySize = 128            // of the maps and their structs, about
+	maxHandle = 256            // bytes, says the protocol
+	maxPath   = 4096           // bytes; PATH_MAX of Linux
+	sftpHead  = 2*maxPath + 64 // bytes of a packet that are looked at: two paths
+	maxPacket = 256 << 20      // more cannot be a packet
+)
+
+// NewSFTP returns a listener that calls tell with every line, without a line
+// end.
+func NewSFTP(tell func(line string)) *SFTP {
+	return &SFTP{tell: tell, asked: map[uint32]request{}, files: map[string]*file{}}
+}
+
+// FromClient takes the next bytes of the client.
+func (s *SFTP) FromClient(p []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.up.take(p, s.ask)
+}
+
+// FromServer takes the next bytes of the server.
+func (s *SFTP) FromServer(p []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.down.take(p, s.answer)
+}
+
+// Close tells of files that are open still, and of what has no answer.
+func (s *SFTP) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range s.files {
+		s.tell(f.line() + ", not closed")
+	}
+	for _, r := range s.asked {
+		s.unfollowed(r, ": no answer")
+	}
+	clear(s.files)
+	clear(s.asked)
+	s.kept = 0
+}
+
+// ask takes the begin of a packet of the client.
+func (s *SFTP) ask(head []byte) {
+	p := fields{rest: head[1:]}
+	id := p.u32()
+	r := request{kind: head[0]}
+	switch head[0] {
+	case sftpOpen:
+		r.line = p.text()
+		r.write = p.u32()&0x1a != 0 // WRITE, CREAT, TRUNC
+	case sftpClose:
+		s.shut(p.text(), "")
+		return
+	case sftpRead:
+		r.handle = p.text()
+	case sftpWrite:
+		if f := s.files[p.text()]; f != nil && len(p.rest) >= 12 {
+			f.sent += uint64(binary.BigEndian.Uint32(p.rest[8:]))
+		}
+		return
+	case sftpSetstat:
+		r.line = "attributes " + quoted(p.text())
+	case sftpRemove:
+		r.line = "remove " + quoted(p.text())
+	case sftpRmdir:
+		r.line = "rmdir " + quoted(p.text())
+	case sftpMkdir:
+		r.line = "mkdir " + quoted(p.text())
+	case sftpRename, sftpSymlink:
+		r.line = pair(head[0], p.text(), p.text())
+	case sftpExtended:
+		r.line = extended(p.text(), &p)
+	default:
+		return
+	}
+	if p.short || r.line == "" && r.handle == "" || len(r.handle) > maxHandle {
+		return
+	}
+	s.keep(id, r)
+}
+
+// keep remembers r until its answer.
+func (s *SFTP) keep(id uint32, r request) {
+	if old, twice := s.asked[id]; twice { // its answer can be told from no other
+		s.kept -= old.size()
+		delete(s.asked, id)
+		s.unfollowed(old, ": no answer")
+	}
+	if s.kept+r.size() > maxKept {
+		s.unfollowed(r, tooMuch)
+		return
+	}
+	s.asked[id] = r
+	s.kept += r.size()
+}
+
+const tooMuch = ": too much at a time to follow"
+
+// unfollowed tells of r though nobody knows what becomes of it.
+func (s *SFTP) unfollowed(r request, why string) {
+	switch r.kind {
+	case sftpRead: // the file itself is told of
+	case sftpOpen:
+		s.tell(r.verb() + quoted(r.line) + why)
+	default:
+		s.tell(r.line + why)
+	}
+}
+
+func (r request) verb() string {
+	if r.write {
+		return "put "
+	}
+	return "get "
+}
+
+// open follows a file until it is shut.
+func (s *SFTP) open(handle string, r request) {
+	f := &file{path: r.line}
+	s.shut(handle, ", not closed")
+	if len(handle) > maxHandle || s.kept+f.size(handle) > maxKept {
+		s.unfollowed(r, tooMuch)
+		return
+	}
+	s.files[handle] = f
+	s.kept += f.size(handle)
+}
+
+func (s *SFTP) shut(handle, how string) {
+	if f := s.files[handle]; f != nil {
+		s.tell(f.line() + how)
+		s.kept -= f.size(handle)
+		delete(s.files, handle)
+	}
+}
+
+func pair(kind byte, a, b string) string {
+	if kind == sftpSymlink {
+		return "symlink " + quoted(a) + " " + quoted(b)
+	}
+	return "rename " + quoted(a) + " " + quoted(b)
+}
+
+func extended(name string, p *fields) string {
+	switch name {
+	case "posix-rename@openssh.com":
+		return pair(sftpRename, p.text(), p.text())
+	case "hardlink@openssh.com":
+		return "hardlink " + quoted(p.text()) + " " + quoted(p.text())
+	}
+	return ""
+}
+
+// answer takes the begin of a packet of the server.
+func (s *SFTP) answer(head []byte) {
+	p := fields{rest: head[1:]}
+	id := p.u32()
+	r, known := s.asked[id]
+	if !known || p.short {
+		return
+	}
+	delete(s.asked, id)
+	s.kept -= r.size()
+	switch {
+	case head[0] == sftpHandle && r.kind == sftpOpen:
+		if handle := p.text(); p.short {
+			s.unfollowed(r, ": no answer")
+		} else {
+			s.open(handle, r)
+		}
+	case head[0] == sftpData && r.kind == sftpRead:
+		if f := s.files[r.handle]; f != nil {
+			f.got += uint64(p.u32())
+		}
+	case head[0] != sftpStatus || r.kind == sftpRead:
+	case r.kind == sftpOpen:
+		s.tell(r.verb() + quoted(r.line) + ": refused")
+	case p.u32() == 0:
+		s.tell(r.line)
+	default:
+		s.tell(r.line + ": refused")
+	}
+}
+
+func (f *file) line() string {
+	switch {
+	case f.sent > 0 && f.got > 0:
+		return fmt.Sprintf("change %s, %d bytes read, %d written", quoted(f.path), f.got, f.sent)
+	case f.sent > 0:
+		return fmt.Sprintf("put %s, %d bytes", quoted(f.path), f.sent)
+	}
+	return fmt.Sprintf("get %s, %d bytes", quoted(f.path), f.got)
+}
+
+// quoted makes a path safe to show: it may hold anything.
+func quoted(path string) string { return strconv.Quote(path) }

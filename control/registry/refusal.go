@@ -1,0 +1,74 @@
+package registry
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/distribution/distribution/v3/registry/api/errcode"
+
+	"github.com/remotegpu/remotegpu/control/errs"
+)
+
+// answer is a response in which a refusal says why. Distribution tells every
+// client whom Authorized refuses that authentication is required; clients print
+// that, so people with a good token would look for a better one.
+type answer struct {
+	http.ResponseWriter
+	refused error // set once the request is refused
+}
+
+type answerKey struct{}
+
+// refusing serves with h, which finds the answer in the request's context.
+func refusing(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a := &answer{ResponseWriter: w}
+		h.ServeHTTP(a, r.WithContext(context.WithValue(r.Context(), answerKey{}, a)))
+	})
+}
+
+// WriteHeader sends the refusal, if there is one, in place of what follows.
+func (a *answer) WriteHeader(status int) {
+	if a.refused == nil {
+		a.ResponseWriter.WriteHeader(status)
+		return
+	}
+	errcode.ServeJSON(a.ResponseWriter, code(a.refused).WithMessage(errs.Text(a.refused))) // the client may be gone
+}
+
+func (a *answer) Write(b []byte) (int, error) {
+	if a.refused != nil {
+		return len(b), nil
+	}
+	return a.ResponseWriter.Write(b)
+}
+
+// code is what a kind of error is called by the OCI distribution specification.
+// What is denied and what is not there look the same.
+func code(err error) errcode.ErrorCode {
+	switch errs.KindOf(err) {
+	case errs.Unauthenticated:
+		return errcode.ErrorCodeUnauthorized
+	case errs.Denied, errs.NotFound:
+		return errcode.ErrorCodeDenied
+	case errs.Invalid:
+		return errcode.ErrorCodeNameInvalid
+	case errs.Unavailable:
+		return errcode.ErrorCodeUnavailable
+	}
+	return errcode.ErrorCodeUnknown
+}
+
+// challenge is how distribution learns of a refusal.
+type challenge struct{ error }
+
+// SetHeaders keeps the refusal for the answer, and asks whom we do not know for
+// a user name and a password.
+func (c challenge) SetHeaders(r *http.Request, w http.ResponseWriter) {
+	if a, ok := r.Context().Value(answerKey{}).(*answer); ok {
+		a.refused = c.error
+	}
+	if errs.KindOf(c.error) == errs.Unauthenticated {
+		w.Header().Set("WWW-Authenticate", `Basic realm="RemoteGPU: any user name, an API token as password"`)
+	}
+}

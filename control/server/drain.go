@@ -1,0 +1,25 @@
+package server
+
+import (
+	"context"
+	"time"
+)
+
+// drained returns a context that ends some time after ctx: when nobody uses
+// what would end with this server, or Config.Drain is over. Sessions that
+// survive are not waited for.
+func (s *Server) drained(ctx context.Context) (context.Context, context.CancelFunc) {
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() {
+		defer stop()
+		s.draining.Store(true) // load balancers send nobody here any more
+		if busy := s.hub.Busy(); busy > 0 && s.cfg.Drain > 0 {
+			s.log.Info("stopping; waiting for what is under way", "streams", busy, "at_most", s.cfg.Drain.String())
+		}
+		end := time.Now().Add(s.cfg.Drain)
+		for s.hub.Busy() > 0 && time.Now().Before(end) && serving.Err() == nil {
+			time.Sleep(50 * time.Millisecond)
+		}
+	})
+	return serving, stop
+}

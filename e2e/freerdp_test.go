@@ -1,0 +1,135 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestDesktopByFreeRDP opens a desktop behind two NATs with the RDP client of
+// the system, as remotegpu rdp starts it.
+func TestDesktopByFreeRDP(t *testing.T) {
+	w, p, _ := newDesktop(t)
+	p.pushBusybox()
+	w.in("client", "remotegpu env create plain --image "+busyboxImage)
+	screen := display(2)
+	onScreen := "DISPLAY=" + screen + " "
+	w.start("client", "xvfb.log", "Xvfb", screen, "-screen", "0", "1280x900x24")
+	shot := func(name string) string { return filepath.Join(w.shots(), name+".png") }
+
+	t.Run("bad input", func(t *testing.T) {
+		for _, tt := range []struct{ name, line, want string }{
+			{"no RDP server", "remotegpu rdp plain", "its image has no RDP server"},
+			{"no such environment", "remotegpu rdp nothing", "nothing"},
+			{"no such host", "remotegpu rdp host:nowhere", "nowhere"},
+			{"host without a server", "remotegpu rdp host:box", "nothing listens there"},
+		} {
+			out, err := w.try("client", tt.line)
+			if err == nil || !strings.Contains(out, tt.want) || strings.Contains(out, "\n") {
+				t.Errorf("%s: %v, %s", tt.name, err, out)
+			}
+		}
+	})
+
+	cmd := w.start("client", "rdp.log", "env", "DISPLAY="+screen, "HOME="+w.dir, "REMOTEGPU_CONFIG="+filepath.Join(w.dir, "cli.json"), w.bin+"/remotegpu", "rdp", "desk")
+	began := time.Now()
+	eventually(t, 60*time.Second, "the desktop is on the screen", func() string {
+		out, err := w.try("client", onScreen+"import -window root "+shot("freerdp")+" && identify -format %k "+shot("freerdp"))
+		var colours int
+		if _, scan := fmt.Sscan(out, &colours); err != nil || scan != nil || colours < 20 {
+			return out
+		}
+		return ""
+	})
+	t.Logf("xfreerdp shows the desktop %.1f s after the command", time.Since(began).Seconds())
+	typed := "By FreeRDP: 1_2!"
+	eventually(t, 60*time.Second, "what is typed arrives", func() string {
+		w.in("client", onScreen+"xdotool mousemove 300 300 click 1 sleep 0.5 type --delay 30 \"echo '"+typed+"' >/tmp/typed\"; "+onScreen+"xdotool key Return")
+		time.Sleep(time.Second) // the next try would be typed over this one
+		if out, _ := w.tryInDesk("cat /tmp/typed"); out != typed {
+			return out
+		}
+		return ""
+	})
+	w.in("client", onScreen+"import -window root "+shot("freerdp-typed"))
+	w.inDesk("printf 'from the desktop' | xclip -selection clipboard >/dev/null 2>&1")
+	eventually(t, 20*time.Second, "the desktop's clipboard is the screen's", func() string {
+		out, _ := w.try("client", onScreen+"timeout 3 xclip -selection clipboard -o")
+		if out != "from the desktop" {
+			return out
+		}
+		return ""
+	})
+	w.in("client", "printf 'from the screen' | "+onScreen+"xclip -selection clipboard >/dev/null 2>&1")
+	eventually(t, 20*time.Second, "the screen's clipboard is the desktop's", func() string {
+		out, _ := w.tryInDesk("timeout 3 xclip -selection clipboard -o")
+		if out != "from the screen" {
+			return out
+		}
+		return ""
+	})
+	t.Run("arguments tell no password", func(t *testing.T) {
+		_, password, _ := strings.Cut(w.in("client", "remotegpu ssh desk -- cat /run/desktop/credentials"), "\n")
+		if out, err := exec.Command("ps", "-ewwo", "args").Output(); err != nil || len(password) < 20 || strings.Contains(string(out), password) {
+			t.Errorf("password %q is seen by all, %v", password, err)
+		}
+	})
+	_, _ = w.tryInDesk("openbox --exit") // it takes the session with it
+	ended := make(chan struct{})
+	go func() { cmd.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(20 * time.Second):
+		t.Error("the command goes on after its client has ended")
+	}
+	t.Run("no launch", func(t *testing.T) { noLaunch(t, w) })
+	t.Run("offline", func(t *testing.T) { offlineDesktop(t, p) })
+}
+
+// noLaunch lets the person start a client.
+func noLaunch(t *testing.T, w *world) {
+	w.start("client", "rdp2.log", "sh", "-c", "REMOTEGPU_CONFIG="+filepath.Join(w.dir, "cli.json")+" exec "+w.bin+"/remotegpu rdp desk --no-launch --port 13389 -o json >"+w.dir+"/rdp.json")
+	var row struct{ Address, User, Password, File string }
+	eventually(t, 30*time.Second, "the command says where it listens", func() string {
+		out, _ := w.try("client", "cat "+w.dir+"/rdp.json")
+		if err := json.Unmarshal([]byte(out), &row); err != nil {
+			return out + err.Error()
+		}
+		return ""
+	})
+	if row.Address != "127.0.0.1:13389" || row.User != "user" || len(row.Password) < 20 {
+		t.Errorf("%+v", row)
+	}
+	file := w.in("client", "cat "+row.File+" && stat -c %a "+row.File)
+	if !strings.Contains(file, "full address:s:127.0.0.1:13389") || strings.Contains(file, row.Password) || !strings.HasSuffix(file, "600") {
+		t.Errorf("the file is %s", file)
+	}
+	if out := w.in("client", `(printf '\003\000\000\023\016\340\000\000\000\000\000\001\000\010\000\003\000\000\000'; sleep 3) | timeout 10 busybox nc 127.0.0.1 13389 | od -An -tx1 | cut -c1-18`); !strings.HasPrefix(strings.TrimSpace(out), "03 00 00 13 0e d0") {
+		t.Errorf("what listens answers %q", out)
+	}
+}
+
+// offlineDesktop asks for a desktop whose host is away, and for a stopped one.
+func offlineDesktop(t *testing.T, p *plane) {
+	w, ssh := p.w, p.sshKey()
+	w.in("client", "remotegpu env stop plain")
+	eventually(t, 30*time.Second, "stopped is told", func() string {
+		if out, err := w.try("client", "remotegpu rdp plain"); err == nil || !strings.Contains(out, "remotegpu env start plain") {
+			return out
+		}
+		return ""
+	})
+	w.in("nat1", "ip link set wan down")
+	defer w.in("nat1", "ip link set wan up")
+	eventually(t, 90*time.Second, "the host is offline", func() string {
+		if out := w.in("client", "remotegpu host ls"); !strings.Contains(out, "offline") {
+			return out
+		}
+		return ""
+	})
+	offline(t, p, "desk", ssh)
+}

@@ -1,0 +1,314 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/creack/pty"
+)
+
+// survivor is the interactive program: it counts lines, and chains a checksum
+// of all that it has read.
+const survivor = `stty -echo; echo ready; n=0; s=; while read -r l; do n=$((n+1)); s=$(printf %s "$s$l" | sha256sum); s=${s%% *}; echo "$n $s"; done; exit 7`
+
+// TestSurvival cuts the client's link, the agent's and the server's life 100
+// times at random while a person works in a session: the transcript is as if
+// nothing had happened.
+func TestSurvival(t *testing.T) {
+	w := newWorld(t)
+	p, m := w.newPlane(), w.machine()
+	t.Cleanup(func() { m.dump(t) })
+	p.login()
+	p.pushBusybox()
+	p.join(m, "--name box")
+	w.in("client", "remotegpu env create one --image "+busyboxImage)
+
+	t.Run("plain ssh", func(t *testing.T) { plainSurvives(t, p, m) })
+	seed := uint64(time.Now().UnixNano())
+	if text := os.Getenv("RG_SEED"); text != "" {
+		if _, err := fmt.Sscan(text, &seed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("RG_SEED=%d", seed)
+	work := w.newWork(t, seed)
+	work.until(1, 30*time.Second)
+	storm := &storm{w: w, p: p, m: m, rnd: rand.New(rand.NewPCG(seed, 0)), took: map[string][]time.Duration{}, t: t}
+	for _, kind := range storm.plan(100) {
+		seen := work.lines.Load()
+		began := time.Now()
+		storm.cut(kind)
+		work.until(seen+2, 90*time.Second) // one line may have been on its way
+		storm.took[kind] = append(storm.took[kind], time.Since(began))
+	}
+	work.finish()
+	storm.report()
+	if out := w.in("client", "remotegpu sessions one -o json"); strings.TrimSpace(out) != "[]" {
+		t.Errorf("a session is left: %s", out)
+	}
+}
+
+// storm cuts.
+type storm struct {
+	w    *world
+	p    *plane
+	m    *machine
+	t    *testing.T
+	rnd  *rand.Rand
+	took map[string][]time.Duration // until the next line, by kind
+	last int                        // of the client's address
+}
+
+// plan returns n cuts in random order, the slow kinds few times.
+func (s *storm) plan(n int) []string {
+	var kinds []string
+	for kind, times := range map[string]int{"server killed": 5, "server stopped": 2, "agent killed": 5, "agent's link reset": 14, "client's link silent": 4, "client's address": 15} {
+		kinds = append(kinds, slices.Repeat([]string{kind}, times)...)
+	}
+	slices.Sort(kinds) // a map has no order
+	for len(kinds) < n {
+		kinds = append(kinds, "client's link reset")
+	}
+	s.rnd.Shuffle(n, func(i, j int) { kinds[i], kinds[j] = kinds[j], kinds[i] })
+	return kinds
+}
+
+func (s *storm) cut(kind string) {
+	switch kind {
+	case "server killed":
+		s.p.kill()
+		s.p.start()
+	case "server stopped":
+		s.w.end(s.p.cmd, syscall.SIGTERM)
+		s.p.start()
+	case "agent killed":
+		s.m.kill(s.t, "remotegpu-agent run")
+	case "agent's link reset":
+		s.w.reset("host")
+	case "client's link reset":
+		s.w.reset("client")
+	case "client's link silent":
+		s.w.in("client", "nft add table inet hush && nft 'add chain inet hush in { type filter hook input priority 0; policy drop; }' && nft 'add chain inet hush out { type filter hook output priority 0; policy drop; }'")
+		time.Sleep(time.Duration(1000+s.rnd.IntN(4000)) * time.Millisecond)
+		s.w.in("client", "nft delete table inet hush")
+	case "client's address":
+		old := s.last
+		s.last = (s.last + 1) % 5
+		s.w.in("client", fmt.Sprintf("ip addr del 203.0.113.%d/24 dev wan; ip addr add 203.0.113.%d/24 dev wan", 30+old, 30+s.last))
+	}
+}
+
+// reset breaks all connections of a role with the server, at both ends; new
+// ones get through.
+func (w *world) reset(role string) {
+	w.in(role, `ports=$(ss -Htn state established dport = :8443 | awk '{ n = split($3, a, ":"); printf "%s%s", c, a[n]; c = ", " }')
+[ -n "$ports" ] || exit 0
+nft delete table inet cut 2>/dev/null
+nft -f - <<X
+table inet cut {
+  chain out { type filter hook output priority 0; tcp dport 8443 tcp sport { $ports } tcp flags & rst == 0 reject with tcp reset; }
+  chain in { type filter hook input priority 0; tcp sport 8443 tcp dport { $ports } tcp flags & rst == 0 reject with tcp reset; }
+}
+X`)
+}
+
+// report logs how soon the session went on, and fails when that is slow where
+// nothing but the session itself had to come back.
+func (s *storm) report() {
+	for _, kind := range slices.Sorted(maps(s.took)) {
+		all := s.took[kind]
+		slices.Sort(all)
+		s.t.Logf("%-22s %3d times, next line after p50 %v, worst %v", kind, len(all), all[len(all)/2].Round(time.Millisecond), all[len(all)-1].Round(time.Millisecond))
+		if p50 := all[len(all)/2]; kind == "client's link reset" && p50 > time.Second {
+			s.t.Errorf("after a reset of the client's link, half of the times nothing comes for %v", p50)
+		}
+	}
+}
+
+func maps(m map[string][]time.Duration) func(func(string) bool) {
+	return func(yield func(string) bool) {
+		for k := range m {
+			if !yield(k) {
+				return
+			}
+		}
+	}
+}
+
+// work is a person at a terminal.
+type work struct {
+	t     *testing.T
+	cmd   *exec.Cmd
+	tty   *os.File
+	rnd   *rand.Rand
+	lines atomic.Int64
+	stop  chan struct{} // closed: no more is typed
+	typed chan []string // what was, at the end
+	got   chan []string
+}
+
+// newWork starts remotegpu ssh at a terminal in the client's network.
+func (w *world) newWork(t *testing.T, seed uint64) *work {
+	t.Helper()
+	k := &work{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), stop: make(chan struct{}), typed: make(chan []string, 1), got: make(chan []string, 1)}
+	k.cmd = exec.Command("nsenter", "--net=/run/netns/"+w.ns("client"), filepath.Join(w.bin, "remotegpu"), "ssh", "-t", "one", "--", survivor)
+	k.cmd.Env = append(os.Environ(), "REMOTEGPU_CONFIG="+filepath.Join(w.dir, "cli.json"), "TERM=xterm")
+	log, err := os.Create(filepath.Join(w.dir, "ssh.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.cmd.Stderr = log // what is said about the connection
+	if k.tty, err = pty.Start(k.cmd); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		k.cmd.Process.Kill()
+		k.tty.Close()
+		if t.Failed() {
+			t.Logf("remotegpu ssh said:\n%s", tail(log.Name()))
+		}
+	})
+	go k.read()
+	return k
+}
+
+// read collects the transcript; typing begins when the program is ready.
+func (k *work) read() {
+	var got []string
+	in := bufio.NewReader(k.tty)
+	for {
+		line, err := in.ReadString('\n')
+		if err != nil {
+			k.got <- got
+			return
+		}
+		got = append(got, strings.TrimRight(line, "\r\n"))
+		if k.lines.Add(1) == 1 {
+			go k.typing()
+		}
+	}
+}
+
+func (k *work) typing() {
+	var typed []string
+	for {
+		select {
+		case <-k.stop:
+			fmt.Fprint(k.tty, "\x04")
+			k.typed <- typed
+			return
+		case <-time.After(time.Duration(5+k.rnd.IntN(40)) * time.Millisecond):
+		}
+		raw := make([]byte, 1+k.rnd.IntN(60))
+		for i := range raw {
+			raw[i] = byte(k.rnd.Uint32())
+		}
+		line := hex.EncodeToString(raw)
+		typed = append(typed, line)
+		fmt.Fprint(k.tty, line+"\n")
+	}
+}
+
+// until waits for the transcript to have n lines.
+func (k *work) until(n int64, within time.Duration) {
+	k.t.Helper()
+	for deadline := time.Now().Add(within); k.lines.Load() < n; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			k.t.Fatalf("the transcript has %d lines after %v, not %d", k.lines.Load(), within, n)
+		}
+	}
+}
+
+// finish ends the program and compares the transcript with what was typed.
+func (k *work) finish() {
+	k.t.Helper()
+	close(k.stop)
+	typed := <-k.typed
+	err := k.cmd.Wait()
+	if k.cmd.ProcessState.ExitCode() != 7 {
+		k.t.Errorf("remotegpu ssh ended with %v, want the program's 7", err)
+	}
+	got := <-k.got
+	want := []string{"ready"}
+	sum := ""
+	for i, line := range typed {
+		b := sha256.Sum256([]byte(sum + line))
+		sum = hex.EncodeToString(b[:])
+		want = append(want, fmt.Sprint(i+1, " ", sum))
+	}
+	if !slices.Equal(got, want) {
+		for i := range min(len(got), len(want)) {
+			if got[i] != want[i] {
+				k.t.Errorf("line %d is %q, want %q", i, got[i], want[i])
+				break
+			}
+		}
+		k.t.Errorf("the transcript has %d lines, want %d", len(got), len(want))
+	}
+	k.t.Logf("%d lines typed", len(typed))
+}
+
+// plainSurvives: OpenSSH's own session goes on after the host was away for a
+// while, its connections were reset, and its agent was killed.
+func plainSurvives(t *testing.T, p *plane, m *machine) {
+	w := p.w
+	args := strings.Fields(p.sshKey() + " one.default@" + srvAddr)
+	cmd := exec.Command("nsenter", append([]string{"--net=/run/netns/" + w.ns("client")}, args...)...)
+	cmd.Args = append(cmd.Args, "echo ready; cat")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill() })
+	lines := bufio.NewReader(out)
+	want := func(text string) {
+		t.Helper()
+		if line, err := lines.ReadString('\n'); line != text+"\n" {
+			t.Fatalf("read %q, %v, want %q; ssh says %s", line, err, text, errOut.String())
+		}
+	}
+	want("ready")
+	w.in("nat1", "nft add table inet hush && nft 'add chain inet hush f { type filter hook forward priority -10; policy drop; }'")
+	fmt.Fprintln(in, "during")
+	time.Sleep(8 * time.Second) // the outage itself
+	w.in("nat1", "nft delete table inet hush")
+	want("during")
+	fmt.Fprintln(in, "after")
+	want("after")
+	w.reset("host")
+	fmt.Fprintln(in, "after a reset")
+	want("after a reset")
+	m.kill(t, "remotegpu-agent run")
+	fmt.Fprintln(in, "after the agent's end")
+	want("after the agent's end")
+	in.Close()
+	if _, err := io.Copy(io.Discard, out); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v: %s", err, errOut.String())
+	}
+}

@@ -1,0 +1,26 @@
+package installers
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// TestReleaseBuilds: make release builds the programs of both architectures
+// before it signs them.
+func TestReleaseBuilds(t *testing.T) {
+	cmd := exec.Command("make", "-n", "release")
+	cmd.Dir = ".."
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	before, _, _ := strings.Cut(string(out), "sign.sh")
+	for _, arch := range []string{"amd64", "arm64"} {
+		for _, program := range []string{"remotegpu", "remotegpu-agent", "remotegpu-helper", "remotegpu-nvml"} {
+			if !strings.Contains(before, "-o dist/"+arch+"/"+program+" ") {
+				t.Errorf("%s is not built for %s", program, arch)
+			}
+		}
+	}
+}

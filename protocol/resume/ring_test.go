@@ -1,0 +1,54 @@
+package resume
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"testing"
+)
+
+// TestRing compares a ring with a slice under random pushes and drops.
+func TestRing(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	var r ring
+	var want []byte
+	for range 20_000 {
+		if most := []int{100, 20 << 10, 300 << 10}[rnd.IntN(3)]; rnd.IntN(2) == 0 {
+			p := make([]byte, min(rnd.IntN(most), Window-r.len()))
+			for i := range p {
+				p[i] = byte(rnd.Uint32())
+			}
+			r.push(p)
+			want = append(want, p...)
+		} else {
+			n := min(rnd.IntN(2*most), r.len())
+			got := make([]byte, n)
+			r.peek(0, got)
+			r.drop(n)
+			if !bytes.Equal(got, want[:n]) {
+				t.Fatalf("the first %d of %d bytes differ", n, len(want))
+			}
+			want = want[n:]
+		}
+		if r.len() != len(want) {
+			t.Fatalf("%d bytes in the ring, want %d", r.len(), len(want))
+		}
+	}
+	r.drop(r.len())
+	if len(r.buf) > ringOwn {
+		t.Errorf("an empty ring keeps %d bytes", len(r.buf))
+	}
+}
+
+// TestRingLends: what a bulk stream does over and over makes no garbage.
+func TestRingLends(t *testing.T) {
+	var r ring
+	p := make([]byte, Window/2)
+	if n := testing.AllocsPerRun(100, func() {
+		r.push(p[:1<<10])
+		r.push(p[:64<<10])
+		r.push(p)
+		r.drop(r.len())
+	}); n > 1 { // the ring's own
+		t.Errorf("%v allocations per fill and drain, want the ring's own at most", n)
+	}
+}
