@@ -35,11 +35,10 @@ func (s *Server) Dial(ctx context.Context, network, address string) (net.Conn, e
 	if err != nil {
 		return nil, fmt.Errorf("read proxy settings: %w", err)
 	}
-	d := net.Dialer{Timeout: connectWithin}
 	if proxy == nil {
-		return d.DialContext(ctx, network, address)
+		return s.dial(ctx, network, address)
 	}
-	conn, err := d.DialContext(ctx, "tcp", hostPort(proxy))
+	conn, err := s.dial(ctx, "tcp", hostPort(proxy))
 	if err != nil {
 		return nil, fmt.Errorf("connect to proxy: %w", err)
 	}

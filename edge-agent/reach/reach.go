@@ -31,7 +31,12 @@ type Config struct {
 	CA    []byte                                // PEM; empty: the system's roots
 	Proxy func(*http.Request) (*url.URL, error) // nil: http.ProxyFromEnvironment
 	Now   func() time.Time                      // nil: time.Now; the host's own clock
+	Dial  Dial                                  // nil: as the system does
 }
+
+// Dial opens a connection. One of another's making has another source address,
+// or a line that is slow, loses what it carries, or is dead.
+type Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 // Server is the control plane as the host reaches it. Its methods are safe for
 // concurrent use.
@@ -40,6 +45,7 @@ type Server struct {
 	roots  *x509.CertPool // nil: the system's
 	proxy  func(*http.Request) (*url.URL, error)
 	now    func() time.Time
+	dial   Dial
 	client *http.Client
 	offset atomic.Int64 // nanoseconds that the host's clock is ahead
 }
@@ -50,7 +56,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{base: base, proxy: cfg.Proxy, now: cfg.Now}
+	s := &Server{base: base, proxy: cfg.Proxy, now: cfg.Now, dial: cfg.Dial}
 	if len(cfg.CA) > 0 {
 		s.roots = x509.NewCertPool()
 		if !s.roots.AppendCertsFromPEM(cfg.CA) {
@@ -62,6 +68,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	if s.now == nil {
 		s.now = time.Now
+	}
+	if s.dial == nil {
+		s.dial = (&net.Dialer{Timeout: connectWithin}).DialContext
 	}
 	s.client = &http.Client{Transport: s.transport(s.TLS()), Timeout: 60 * time.Second, CheckRedirect: noRedirect}
 	return s, nil
@@ -83,7 +92,7 @@ func (s *Server) transport(tc *tls.Config) *http.Transport {
 	return &http.Transport{
 		Proxy:                  s.proxy,
 		OnProxyConnectResponse: checkProxyAnswer,
-		DialContext:            (&net.Dialer{Timeout: connectWithin}).DialContext,
+		DialContext:            s.dial,
 		TLSClientConfig:        tc,
 		TLSHandshakeTimeout:    connectWithin,
 		ResponseHeaderTimeout:  30 * time.Second,

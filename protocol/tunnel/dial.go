@@ -23,6 +23,8 @@ type DialConfig struct {
 	Header http.Header
 	TLS    *tls.Config
 	Proxy  func(*http.Request) (*url.URL, error) // nil: none
+	// Dial opens the TCP connection; nil: as the system does, paced.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 const handshakeTimeout = 20 * time.Second
@@ -42,7 +44,7 @@ func (r *Rejected) Error() string {
 // Dial opens a WebSocket.
 func Dial(ctx context.Context, cfg DialConfig) (*Conn, error) {
 	d := websocket.Dialer{
-		NetDialContext: dialBatch, Proxy: cfg.Proxy, TLSClientConfig: cfg.TLS, HandshakeTimeout: handshakeTimeout,
+		NetDialContext: cfg.dialBatch, Proxy: cfg.Proxy, TLSClientConfig: cfg.TLS, HandshakeTimeout: handshakeTimeout,
 		ReadBufferSize: readBufSize, WriteBufferSize: bufSize, WriteBufferPool: &writeBufs,
 	}
 	ws, resp, err := d.DialContext(ctx, cfg.URL, cfg.Header)
@@ -56,8 +58,12 @@ func Dial(ctx context.Context, cfg DialConfig) (*Conn, error) {
 	return newConn(ws), nil
 }
 
-func dialBatch(ctx context.Context, network, addr string) (net.Conn, error) {
-	c, err := (&net.Dialer{Control: Pace}).DialContext(ctx, network, addr)
+func (cfg DialConfig) dialBatch(ctx context.Context, network, addr string) (net.Conn, error) {
+	dial := cfg.Dial
+	if dial == nil {
+		dial = (&net.Dialer{Control: Pace}).DialContext
+	}
+	c, err := dial(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
