@@ -59,6 +59,7 @@ password to first-login.json in the data folder.`,
 	f.Func("user-rate", "most bytes per second over all streams of a user, like 50MiB (default: no cap)", sizeInto(&cfg.UserRate))
 	f.Func("host-rate", "most bytes per second over all streams of a host, like 100MiB (default: no cap)", sizeInto(&cfg.HostRate))
 	f.DurationVar(&cfg.Drain, "drain", 10*time.Second, "how long a stop waits for ssh sessions and forwards; those of remotegpu ssh survive it")
+	f.StringVar(&cfg.DebugListen, "debug-listen", "", "show profiles of this program on an address of this machine alone, like 127.0.0.1:6060")
 	f.BoolVar(&debug, "debug", false, "log more")
 	return cmd
 }

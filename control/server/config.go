@@ -35,6 +35,7 @@ type Config struct {
 	UserRate    int           // most bytes per second over all streams of a user, and of a host; 0: no cap
 	HostRate    int           // as UserRate
 	Drain       time.Duration // how long a stop waits for sessions and forwards that end with this server
+	DebugListen string        // address of this machine where profiles are shown; empty: none
 	Version     string
 }
 

@@ -237,6 +237,9 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.cfg.MQTTListen != "" {
 		g.Go(func() error { return s.serveMQTT(ctx) })
 	}
+	if s.cfg.DebugListen != "" {
+		g.Go(func() error { return s.serveDebug(ctx) })
+	}
 	g.Go(func() error { return pg.Listen(ctx, s.pool, account.Revoked, s.cut) })
 	g.Go(func() error { return pg.Listen(ctx, s.pool, environment.Changed, s.endDeleted) })
 	g.Go(func() error { return audit.Run(ctx, s.pool, s.log) })
