@@ -51,7 +51,7 @@ var layers = map[string][][]string{
 		{"control/terminal", "control/errs", "control/forward"},
 		{"control/pg"},
 		{"control/pgtest"},
-		{"control/auth", "control/keys", "control/ticket"},
+		{"control/auth", "control/keys", "control/replica", "control/ticket"},
 		{"control/web"},
 		{"control/audit"},
 		{"control/account"},
@@ -101,6 +101,7 @@ var helperMay = []string{"github.com/creack/pty", "github.com/pkg/sftp", "golang
 // tables says which package writes which tables. Reading is free.
 var tables = map[string][]string{
 	"control/keys":        {"secret_keys"},
+	"control/replica":     {"replicas"},
 	"control/audit":       {"audit_entries"},
 	"control/account":     {"users", "api_tokens", "sessions", "ssh_keys"},
 	"control/workspace":   {"workspaces", "workspace_members"},

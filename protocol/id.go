@@ -20,6 +20,7 @@ const (
 	PrefixSession     = "ses_"
 	PrefixClient      = "cli_"
 	PrefixRecording   = "rec_"
+	PrefixReplica     = "rep_"
 )
 
 var idEncoding = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)

@@ -43,6 +43,8 @@ password to first-login.json in the data folder.`,
 	f.StringVar(&cfg.Listen, "listen", ":8443", "address of HTTPS: console, API, MQTT, tunnel, registry")
 	f.StringVar(&cfg.SSHListen, "ssh-listen", ":2222", "address of the SSH gateway")
 	f.StringVar(&cfg.MQTTListen, "mqtt-listen", "", "address of MQTT over TLS (default: only /mqtt of the HTTPS port)")
+	f.StringVar(&cfg.ReplicaListen, "replica-listen", "", "one of several servers: address where the others bring it streams, like :8445; never open to the world")
+	f.StringVar(&cfg.ReplicaAddress, "replica-address", "", "host:port of --replica-listen as the other servers reach it (default: the address by which this one reaches the database)")
 	f.StringVar(&cfg.URL, "url", "", "how hosts and people reach this server (default https://localhost:PORT)")
 	f.StringVar(&cfg.SSHAddress, "ssh-address", "", "host:port of the SSH gateway as people type it (default: from --url and --ssh-listen)")
 	f.StringVar(&cfg.TLSCert, "tls-cert", "", "PEM file of the certificate (default: one of an own authority)")

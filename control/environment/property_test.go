@@ -25,8 +25,9 @@ func TestNothingIsGivenTwice(t *testing.T) {
 	w := newWorld(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	var loops sync.WaitGroup
-	loops.Go(func() { w.sched.Run(ctx) })
-	loops.Go(func() { w.Service.Run(ctx) })
+	for _, run := range []func(context.Context) error{w.sched.Run, w.sched.Lead, w.Service.Run, w.Lead} {
+		loops.Go(func() { run(ctx) })
+	}
 	c := &chaos{world: w}
 	for i := range 5 {
 		c.join(fmt.Sprintf("gpu-%d", i))

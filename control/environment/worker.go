@@ -20,11 +20,12 @@ const tick = 30 * time.Second
 // hostChanged is notified by module host; the payload is the host's id.
 const hostChanged = "host_changed"
 
-// Run wakes those who wait for events, publishes changes and follows what
-// happens to hosts, until ctx ends.
-func (s *Service) Run(ctx context.Context) error {
+// Run wakes those who wait for events, and publishes changes, until ctx ends.
+func (s *Service) Run(ctx context.Context) error { return pg.Listen(ctx, s.pool, Changed, s.heard) }
+
+// Lead follows what happens to hosts until ctx ends: in one replica at a time.
+func (s *Service) Lead(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return pg.Listen(ctx, s.pool, Changed, s.heard) })
 	hosts := make(chan string, 256)
 	g.Go(func() error {
 		return pg.Listen(ctx, s.pool, hostChanged, func(host string) {

@@ -24,6 +24,11 @@ func TestStatesAndVerbs(t *testing.T) {
 	}
 	w := newWorld(t)
 	m := w.join("box")
+	dropped := make(chan string, 10)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go pg.Listen(ctx, w.pool, Dropped, func(id string) { dropped <- id })
+	<-dropped // it listens
 	for state, to := range legal {
 		for verb := range verbs {
 			w.exec("update hosts set state = $2 where id = $1", m.id, state)
@@ -40,8 +45,13 @@ func TestStatesAndVerbs(t *testing.T) {
 			}
 		}
 	}
-	if len(w.dropped) != 5 {
-		t.Errorf("connections ended %d times, want once per retirement", len(w.dropped))
+	for range 5 { // once per retirement
+		if id := <-dropped; id != m.id {
+			t.Errorf("connections of %s end", id)
+		}
+	}
+	if len(dropped) > 0 {
+		t.Errorf("connections end %d times more", len(dropped))
 	}
 	_, err := w.Move(t.Context(), admin, "box", "explode")
 	wantError(t, err, errs.Invalid, "cannot explode")
@@ -127,6 +137,43 @@ func TestSilence(t *testing.T) {
 	}
 	if h := w.get("quiet"); h.Status != "online" || h.Health != "healthy" {
 		t.Errorf("after a word it is %s, %s", h.Status, h.Health)
+	}
+}
+
+// TestLost: what a dead replica had is offline, but for what has come back
+// elsewhere; a word from a host that was taken for lost counts.
+func TestLost(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	stays, moved := w.join("stays"), w.join("moved")
+	for _, id := range []string{stays.id, moved.id} {
+		if err := w.arrive(t.Context(), id, "birth", 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	there := New(w.pool, Config{Replica: "rep_there"}, w.log)
+	if err := there.Presence(t.Context(), moved.id, protocol.Presence{Version: protocol.Version, Epoch: 2, Online: true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Lost(t.Context(), "rep_here"); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"stays": "offline", "moved": "online"} {
+		if h := w.get(name); h.Status != want {
+			t.Errorf("%s is %s", name, h.Status)
+		}
+		if online, err := w.Online(t.Context(), w.get(name).ID); err != nil || online != (want == "online") {
+			t.Errorf("%s online: %v, %v", name, online, err)
+		}
+	}
+	if err := w.arrive(t.Context(), stays.id, "status", 1); err != nil {
+		t.Fatal(err)
+	}
+	if h := w.get("stays"); h.Status != "online" {
+		t.Errorf("after a word it is %s", h.Status)
+	}
+	if online, err := w.Online(t.Context(), "host_none"); online || err != nil {
+		t.Errorf("a host that is none: %v, %v", online, err)
 	}
 }
 

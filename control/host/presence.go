@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/remotegpu/remotegpu/control/pg"
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
@@ -29,4 +30,13 @@ func (s *Service) Presences(ctx context.Context, id string) ([]Seen, error) {
 		seen.Presence.Epoch = uint64(epoch)
 		return seen, err
 	})
+}
+
+// Online reports whether a host is connected to any replica.
+func (s *Service) Online(ctx context.Context, id string) (online bool, err error) {
+	err = s.pool.QueryRow(ctx, "select online and state <> 'retired' from hosts where id = $1", id).Scan(&online)
+	if pg.IsNone(err) {
+		return false, nil
+	}
+	return online, err
 }

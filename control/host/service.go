@@ -17,13 +17,16 @@ import (
 // or state has changed.
 const Changed = "host_changed"
 
+// Dropped is the channel on which the id of a host is notified that may no
+// longer have any connection.
+const Dropped = "host_dropped"
+
 // Config is what the module needs from others.
 type Config struct {
 	Keys           [][]byte                  // public keys that sign desired documents, newest first
 	Registry       string                    // host:port of the image registry
 	InstallCommand func(token string) string // the line for people
-	// Drop ends the connections of a host that may no longer have any.
-	Drop func(host string)
+	Replica        string                    // where hosts are that are heard here
 }
 
 // Service does everything with hosts.
@@ -132,13 +135,15 @@ func (s *Service) Move(ctx context.Context, c auth.Caller, nameOrID, verb string
 		if err := audit.Record(ctx, tx, c, auth.HostManage, id, "", map[string]any{"verb": verb, "from": now, "to": next}); err != nil {
 			return err
 		}
+		if next == Retired {
+			if err := pg.Notify(ctx, tx, Dropped, id); err != nil {
+				return err
+			}
+		}
 		return pg.Notify(ctx, tx, Changed, id)
 	})
 	if err != nil {
 		return Host{}, err
-	}
-	if next == Retired && s.cfg.Drop != nil {
-		s.cfg.Drop(id)
 	}
 	return s.Find(ctx, c, id)
 }
@@ -146,7 +151,7 @@ func (s *Service) Move(ctx context.Context, c auth.Caller, nameOrID, verb string
 // Hello takes what an agent says at the start of a connection.
 func (s *Service) Hello(ctx context.Context, id string, h protocol.Hello) error {
 	return pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
-		if _, err := seen(ctx, tx, id, h.Epoch); err != nil {
+		if _, err := seen(ctx, tx, id, s.cfg.Replica, h.Epoch); err != nil {
 			return fmt.Errorf("note hello: %w", err)
 		}
 		if err := setInventory(ctx, tx, id, h.Inventory); err != nil {
@@ -165,7 +170,7 @@ func (s *Service) Hello(ctx context.Context, id string, h protocol.Hello) error 
 func (s *Service) Presence(ctx context.Context, id string, p protocol.Presence) error {
 	changed, err := false, error(nil)
 	if p.Online {
-		changed, err = seen(ctx, s.pool, id, p.Epoch)
+		changed, err = seen(ctx, s.pool, id, s.cfg.Replica, p.Epoch)
 	} else {
 		changed, err = died(ctx, s.pool, id, p.Epoch)
 	}
@@ -194,7 +199,8 @@ func (s *Service) announce(ctx context.Context, id string, online bool) error {
 // up to which its events are kept.
 func (s *Service) Report(ctx context.Context, id string, st protocol.Status) (event uint64, err error) {
 	err = pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
-		if _, err := seen(ctx, tx, id, st.Epoch); err != nil {
+		back, err := seen(ctx, tx, id, s.cfg.Replica, st.Epoch)
+		if err != nil {
 			return err
 		}
 		if err := setUsage(ctx, tx, id, st.Usage); err != nil {
@@ -211,7 +217,7 @@ func (s *Service) Report(ctx context.Context, id string, st protocol.Status) (ev
 		if err := s.auditSecurity(ctx, tx, id, fresh); err != nil {
 			return err
 		}
-		if changed {
+		if changed || back {
 			return pg.Notify(ctx, tx, Changed, id)
 		}
 		return nil
@@ -237,6 +243,25 @@ func (s *Service) auditSecurity(ctx context.Context, tx pg.Tx, id string, fresh 
 	return nil
 }
 
+// Lost marks the hosts offline that a dead replica had, and that have not come
+// back elsewhere.
+func (s *Service) Lost(ctx context.Context, replica string) error {
+	gone, err := lost(ctx, s.pool, replica)
+	if err != nil {
+		return fmt.Errorf("mark hosts of replica offline: %w", err)
+	}
+	s.announceAll(ctx, gone)
+	return nil
+}
+
+func (s *Service) announceAll(ctx context.Context, gone []string) {
+	for _, id := range gone {
+		if err := s.announce(ctx, id, false); err != nil {
+			s.log.Error("announce that a host is offline", "host", id, "err", err)
+		}
+	}
+}
+
 // Run marks silent hosts offline until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
 	tick := time.NewTicker(offlineAfter / 6)
@@ -246,11 +271,7 @@ func (s *Service) Run(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil {
 			s.log.Error("look for silent hosts", "err", err)
 		}
-		for _, id := range gone {
-			if err := s.announce(ctx, id, false); err != nil {
-				s.log.Error("announce silent host", "host", id, "err", err)
-			}
-		}
+		s.announceAll(ctx, gone)
 		select {
 		case <-ctx.Done():
 			return nil

@@ -168,11 +168,11 @@ func nonNil(s []string) []string {
 	return s
 }
 
-// seen notes that a host is there; an older connection changes nothing. It
-// reports whether the host was offline before.
-func seen(ctx context.Context, db pg.DB, id string, epoch uint64) (cameOnline bool, err error) {
-	err = db.QueryRow(ctx, `update hosts set online = true, epoch = $2, last_seen = now() from (select id, online from hosts where id = $1) old
-		where hosts.id = $1 and hosts.epoch <= $2 and hosts.state <> 'retired' returning not old.online`, id, int64(epoch)).Scan(&cameOnline)
+// seen notes that a host is there, and at which replica; an older connection
+// changes nothing. It reports whether the host was offline before.
+func seen(ctx context.Context, db pg.DB, id, replica string, epoch uint64) (cameOnline bool, err error) {
+	err = db.QueryRow(ctx, `update hosts set online = true, epoch = $2, replica = $3, last_seen = now() from (select id, online from hosts where id = $1) old
+		where hosts.id = $1 and hosts.epoch <= $2 and hosts.state <> 'retired' returning not old.online`, id, int64(epoch), replica).Scan(&cameOnline)
 	if pg.IsNone(err) {
 		return false, nil
 	}
@@ -184,6 +184,16 @@ func seen(ctx context.Context, db pg.DB, id string, epoch uint64) (cameOnline bo
 func died(ctx context.Context, db pg.DB, id string, epoch uint64) (wentOffline bool, err error) {
 	tag, err := db.Exec(ctx, "update hosts set online = false, epoch = epoch + 1 where id = $1 and epoch = $2 and online", id, int64(epoch))
 	return tag.RowsAffected() > 0, err
+}
+
+// lost marks hosts offline that were connected to a replica that has died. Their
+// epoch stays: should the replica live after all, their next word counts.
+func lost(ctx context.Context, db pg.DB, replica string) ([]string, error) {
+	rows, err := db.Query(ctx, "update hosts set online = false where online and replica = $1 returning id", replica)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
 // silent marks hosts offline that have not been heard for long.

@@ -24,9 +24,8 @@ var admin = auth.Caller{Kind: auth.KindUser, ID: "usr_admin", Name: "admin@examp
 // world is the module on its own database.
 type world struct {
 	*Service
-	t       *testing.T
-	pool    *pg.Pool
-	dropped []string // hosts whose connections were ended
+	t    *testing.T
+	pool *pg.Pool
 }
 
 func newWorld(t *testing.T) *world {
@@ -34,7 +33,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, pool: pgtest.New(t)}
 	w.Service = New(w.pool, Config{
 		Keys: [][]byte{{1, 2, 3}}, Registry: "gpu.example.org:443",
-		Drop: func(host string) { w.dropped = append(w.dropped, host) },
+		Replica: "rep_here",
 	}, slog.New(slog.DiscardHandler))
 	return w
 }

@@ -21,6 +21,7 @@ type Service struct {
 	log  *slog.Logger
 
 	live live
+	wake chan struct{} // of one: look through what waits
 
 	mu    sync.Mutex // guards retry
 	retry map[string]Retry
@@ -33,7 +34,7 @@ type Retry func(ctx context.Context, workload string) error
 // New returns the service; workloads of a kind wait in its queue once their
 // module has called Retries.
 func New(pool *pg.Pool, log *slog.Logger) *Service {
-	return &Service{pool: pool, log: log, retry: map[string]Retry{}}
+	return &Service{pool: pool, log: log, wake: make(chan struct{}, 1), retry: map[string]Retry{}}
 }
 
 // Retries says how workloads whose id starts with prefix are tried again.

@@ -224,6 +224,7 @@ func TestWaitingIsServedByNotification(t *testing.T) {
 		return err
 	})
 	go f.Run(t.Context())
+	go f.Lead(t.Context())
 	wait := func(what, want string) {
 		t.Helper()
 		select {

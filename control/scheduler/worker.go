@@ -17,14 +17,14 @@ const (
 	keepFor    = 30 * 24 * time.Hour // history
 )
 
-// Run follows the fleet, and retries what waits whenever capacity changes,
-// until ctx ends.
+// Run follows the fleet until ctx ends, and wakes Lead whenever capacity
+// changes.
 func (s *Service) Run(ctx context.Context) error {
 	defer s.live.drop()
-	stale, wake := make(chan struct{}, 1), make(chan struct{}, 1)
+	stale := make(chan struct{}, 1)
 	heard := func(host string) {
 		if host == somebodyWaits {
-			poke(wake)
+			poke(s.wake)
 			return
 		}
 		s.live.changed(host)
@@ -34,11 +34,7 @@ func (s *Service) Run(ctx context.Context) error {
 	g.Go(func() error { return pg.Listen(ctx, s.pool, capacityChanged, heard) })
 	g.Go(func() error { return pg.Listen(ctx, s.pool, hostChanged, heard) })
 	g.Go(func() error {
-		s.follow(ctx, stale, func() { poke(wake) })
-		return nil
-	})
-	g.Go(func() error {
-		s.turns(ctx, wake)
+		s.follow(ctx, stale)
 		return nil
 	})
 	return g.Wait()
@@ -52,7 +48,7 @@ func poke(ch chan<- struct{}) {
 }
 
 // follow keeps the fleet in memory up to date.
-func (s *Service) follow(ctx context.Context, stale <-chan struct{}, then func()) {
+func (s *Service) follow(ctx context.Context, stale <-chan struct{}) {
 	tick := time.NewTicker(reloadTick)
 	defer tick.Stop()
 	for {
@@ -66,11 +62,12 @@ func (s *Service) follow(ctx context.Context, stale <-chan struct{}, then func()
 		if err := s.live.refresh(ctx, s.pool); err != nil && ctx.Err() == nil {
 			s.log.Error("follow the fleet", "err", err)
 		}
-		then()
+		poke(s.wake)
 	}
 }
 
-func (s *Service) turns(ctx context.Context, wake <-chan struct{}) {
+// Lead retries what waits until ctx ends: in one replica at a time.
+func (s *Service) Lead(ctx context.Context) error {
 	tick := time.NewTicker(retryTick)
 	defer tick.Stop()
 	pruned := time.Now()
@@ -86,8 +83,8 @@ func (s *Service) turns(ctx context.Context, wake <-chan struct{}) {
 		}
 		select {
 		case <-ctx.Done():
-			return
-		case <-wake:
+			return nil
+		case <-s.wake:
 		case <-tick.C:
 		}
 	}

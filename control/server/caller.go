@@ -107,15 +107,6 @@ func (s *Server) endDeleted(payload string) {
 	}
 }
 
-// askHost asks an agent over MQTT to dial a stream.
-func (s *Server) askHost(_ context.Context, host string, d protocol.Dial) error {
-	b, err := protocol.Marshal(d)
-	if err != nil {
-		return err
-	}
-	return s.publishToHost(host, protocol.TopicDial, b)
-}
-
 // publishToHost sends an agent what is worth nothing after some seconds:
 // whoever sends it sends it again.
 func (s *Server) publishToHost(host, topic string, payload []byte) error {
@@ -129,8 +120,11 @@ func (s *Server) publishEvent(workspace, kind string, payload []byte) {
 	}
 }
 
-// dropHost ends the connections of a host that was retired.
+// dropHost takes a notification of host.Dropped.
 func (s *Server) dropHost(id string) {
+	if id == "" { // it says nothing
+		return
+	}
 	s.broker.Disconnect(id)
 	s.hub.Drop(id)
 }

@@ -69,20 +69,29 @@ func proxied(cfg Config) (identity, error) {
 	return identity{ca: ca}, nil
 }
 
-func ownIdentity(ctx context.Context, db pg.DB, cfg Config) (identity, error) {
+// authority returns our own certificate authority.
+func authority(ctx context.Context, db pg.DB) (tls.Certificate, error) {
 	pair, err := keys.Material(ctx, db, keys.CA, newAuthority)
 	if err != nil {
-		return identity{}, err
+		return tls.Certificate{}, err
 	}
 	ca, err := tls.X509KeyPair(pair, pair)
 	if err != nil {
-		return identity{}, fmt.Errorf("read own certificate authority: %w", err)
+		return ca, fmt.Errorf("read own certificate authority: %w", err)
+	}
+	return ca, nil
+}
+
+func ownIdentity(ctx context.Context, db pg.DB, cfg Config) (identity, error) {
+	ca, err := authority(ctx, db)
+	if err != nil {
+		return identity{}, err
 	}
 	leafKey, err := keys.Material(ctx, db, "tls", newKey)
 	if err != nil {
 		return identity{}, err
 	}
-	leaf, err := issue(ca, leafKey, names(cfg))
+	leaf, err := issue(ca, leafKey, names(cfg), x509.ExtKeyUsageServerAuth)
 	if err != nil {
 		return identity{}, fmt.Errorf("issue certificate: %w", err)
 	}
@@ -125,7 +134,7 @@ func newAuthority() ([]byte, error) {
 
 // issue makes the server's certificate anew at every start: its key stays, so
 // pins hold, while names and dates follow the configuration.
-func issue(ca tls.Certificate, keyPEM []byte, hosts []string) (tls.Certificate, error) {
+func issue(ca tls.Certificate, keyPEM []byte, hosts []string, usage ...x509.ExtKeyUsage) (tls.Certificate, error) {
 	key, err := parseKey(keyPEM)
 	if err != nil {
 		return tls.Certificate{}, err
@@ -133,7 +142,7 @@ func issue(ca tls.Certificate, keyPEM []byte, hosts []string) (tls.Certificate, 
 	tpl := &x509.Certificate{
 		SerialNumber: serial(), Subject: pkix.Name{CommonName: hosts[0]},
 		NotBefore: time.Now().Add(-clockSlack), NotAfter: time.Now().AddDate(2, 0, 0),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: usage,
 	}
 	for _, h := range hosts {
 		if ip := net.ParseIP(h); ip != nil {

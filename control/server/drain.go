@@ -13,13 +13,17 @@ func (s *Server) drained(ctx context.Context) (context.Context, context.CancelFu
 	context.AfterFunc(ctx, func() {
 		defer stop()
 		s.draining.Store(true) // load balancers send nobody here any more
-		if busy := s.hub.Busy(); busy > 0 && s.cfg.Drain > 0 {
+		if busy := s.busy(); busy > 0 && s.cfg.Drain > 0 {
 			s.log.Info("stopping; waiting for what is under way", "streams", busy, "at_most", s.cfg.Drain.String())
 		}
 		end := time.Now().Add(s.cfg.Drain)
-		for s.hub.Busy() > 0 && time.Now().Before(end) && serving.Err() == nil {
+		for s.busy() > 0 && time.Now().Before(end) && serving.Err() == nil {
 			time.Sleep(50 * time.Millisecond)
 		}
 	})
 	return serving, stop
 }
+
+// busy is how many streams would end with this server; what passes through to
+// other replicas may survive it, but that is not seen here.
+func (s *Server) busy() int { return s.hub.Busy() + int(s.hops.open.Load()) }

@@ -38,6 +38,7 @@ import (
 	"github.com/remotegpu/remotegpu/control/rdp"
 	"github.com/remotegpu/remotegpu/control/recording"
 	"github.com/remotegpu/remotegpu/control/registry"
+	"github.com/remotegpu/remotegpu/control/replica"
 	"github.com/remotegpu/remotegpu/control/scheduler"
 	"github.com/remotegpu/remotegpu/control/ticket"
 	"github.com/remotegpu/remotegpu/control/web"
@@ -53,6 +54,9 @@ type Server struct {
 	private  *pg.Private // nil with an external database
 	pool     *pg.Pool
 	identity identity
+	replicas *replica.Service
+	hops     *hops
+	hopTLS   *tls.Config
 	broker   *broker.Broker
 	api      *web.API
 	handler  http.Handler
@@ -121,27 +125,18 @@ func (s *Server) wire(ctx context.Context) (err error) {
 	if s.identity, err = loadIdentity(ctx, s.pool, s.cfg); err != nil {
 		return err
 	}
-	signing, err := keys.Ed25519(ctx, s.pool, keys.Desired)
-	if err != nil {
+	if err := s.joinReplicas(ctx); err != nil {
 		return err
 	}
-	sshKey, err := keys.Ed25519(ctx, s.pool, keys.SSHHost)
-	if err != nil {
-		return err
-	}
-	sshCA, err := keys.Ed25519(ctx, s.pool, keys.SSHCA)
-	if err != nil {
-		return err
-	}
-	tokenKey, err := keys.Ed25519(ctx, s.pool, keys.Tokens)
+	key, err := loadKeys(ctx, s.pool)
 	if err != nil {
 		return err
 	}
 	s.Accounts = account.New(s.pool)
 	s.Workspaces = workspace.New(s.pool)
 	s.hosts = host.New(s.pool, host.Config{
-		Keys: [][]byte{signing.Public().(ed25519.PublicKey)}, Registry: s.cfg.hostPort(),
-		InstallCommand: s.InstallCommand, Drop: s.dropHost,
+		Keys: [][]byte{key.desired.Public().(ed25519.PublicKey)}, Registry: s.cfg.hostPort(),
+		InstallCommand: s.InstallCommand, Replica: s.replicas.ID(),
 	}, s.log)
 	s.scheduler = scheduler.New(s.pool, s.log)
 	s.envs = environment.New(s.pool, environment.Config{
@@ -151,7 +146,7 @@ func (s *Server) wire(ctx context.Context) (err error) {
 		return err
 	}
 	s.dispatch = dispatch.New(s.pool, dispatch.Config{
-		Key: signing, Workloads: s.envs.Workloads, Publish: s.publishToHost, Connected: s.broker.Connected,
+		Key: key.desired, Workloads: s.envs.Workloads, Publish: s.publishToHost, Connected: s.broker.Connected,
 		Hello: s.hosts.Hello, Presence: s.hosts.Presence, HostState: s.hosts.Report, Workload: s.envs.Report,
 	}, s.log)
 	s.broker.Handle(protocol.TopicHello, s.dispatch.Hello)
@@ -161,10 +156,13 @@ func (s *Server) wire(ctx context.Context) (err error) {
 		return err
 	}
 	s.recordings = recording.New(s.pool, recording.Config{Bucket: s.blobs, Resolve: s.Workspaces.Resolve}, s.log)
-	s.hub = tunnel.NewHub(tunnel.HubConfig{Ask: s.askHost, Online: s.broker.Connected, UserRate: s.cfg.UserRate, HostRate: s.cfg.HostRate, Log: s.log})
+	s.hub = tunnel.NewHub(tunnel.HubConfig{
+		Ask: s.askHost, Online: s.hostOnline, Name: s.replicas.ID(), Forward: s.forward,
+		UserRate: s.cfg.UserRate, HostRate: s.cfg.HostRate, Log: s.log,
+	})
 	s.envs.SetLogs(s.hostLogs)
 	s.access, err = access.New(s.pool, access.Config{
-		HostKey: sshKey, HostCA: sshCA, Address: s.cfg.SSHAddress, ByKey: s.Accounts.ByKey, Find: s.envs.Find, Host: s.hosts.Find,
+		HostKey: key.sshHost, HostCA: key.sshCA, Address: s.cfg.SSHAddress, ByKey: s.Accounts.ByKey, Find: s.envs.Find, Host: s.hosts.Find,
 		Get: s.envs.Get, ByID: s.Accounts.ByID, Records: s.recordings.Records, Record: s.recordings.Begin, Continue: s.recordings.Continue, Hub: s.hub, Log: s.log,
 	})
 	if err != nil {
@@ -175,7 +173,7 @@ func (s *Server) wire(ctx context.Context) (err error) {
 		Environment: s.envs.Get, Host: s.hosts.Find, User: s.Accounts.ByID, Access: s.access, Clipboard: s.cfg.Clipboard,
 	}, s.log)
 	s.registry, err = registry.New(ctx, s.pool, registry.Config{
-		Dir: filepath.Join(s.cfg.DataDir, "registry"), Secret: tokenKey, User: s.Accounts.BySecret,
+		Dir: filepath.Join(s.cfg.DataDir, "registry"), Secret: key.tokens, User: s.Accounts.BySecret,
 		Host: func(ctx context.Context, jwt string) (auth.Caller, error) {
 			return s.hosts.Authenticate(ctx, jwt, protocol.AudienceRegistry)
 		},
@@ -186,6 +184,36 @@ func (s *Server) wire(ctx context.Context) (err error) {
 	}
 	s.routes()
 	return s.firstLogin(ctx)
+}
+
+// privateKeys are those that all replicas share.
+type privateKeys struct{ desired, sshHost, sshCA, tokens ed25519.PrivateKey }
+
+func loadKeys(ctx context.Context, db pg.DB) (all privateKeys, err error) {
+	for name, to := range map[string]*ed25519.PrivateKey{
+		keys.Desired: &all.desired, keys.SSHHost: &all.sshHost, keys.SSHCA: &all.sshCA, keys.Tokens: &all.tokens,
+	} {
+		if *to, err = keys.Ed25519(ctx, db, name); err != nil {
+			return all, err
+		}
+	}
+	return all, nil
+}
+
+// joinReplicas makes this server one of those that share the database.
+func (s *Server) joinReplicas(ctx context.Context) (err error) {
+	if s.hopTLS, err = hopTLS(ctx, s.pool); err != nil {
+		return err
+	}
+	s.hops = newHops(s.hopTLS)
+	address, err := s.hopAddress(ctx)
+	if err != nil {
+		return err
+	}
+	s.replicas, err = replica.New(ctx, s.pool, replica.Config{
+		Address: address, Lost: func(ctx context.Context, id string) error { return s.hosts.Lost(ctx, id) },
+	}, s.log)
+	return err
 }
 
 func (s *Server) newApps() *app.Service {
@@ -240,13 +268,16 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.cfg.DebugListen != "" {
 		g.Go(func() error { return s.serveDebug(ctx) })
 	}
+	if s.cfg.ReplicaListen != "" {
+		g.Go(func() error { return s.serveHops(ctx) })
+	}
+	g.Go(func() error { return s.replicas.Run(ctx) })
+	g.Go(func() error { return pg.Lead(ctx, s.pool, "loops", s.lead) })
+	g.Go(func() error { return pg.Listen(ctx, s.pool, dialWanted, s.askForOthers) })
 	g.Go(func() error { return pg.Listen(ctx, s.pool, account.Revoked, s.cut) })
+	g.Go(func() error { return pg.Listen(ctx, s.pool, host.Dropped, s.dropHost) })
 	g.Go(func() error { return pg.Listen(ctx, s.pool, environment.Changed, s.endDeleted) })
-	g.Go(func() error { return audit.Run(ctx, s.pool, s.log) })
-	g.Go(func() error { return ticket.Run(ctx, s.pool, s.log) })
-	g.Go(func() error { return s.hosts.Run(ctx) })
 	g.Go(func() error { return s.keepPresence(ctx) })
-	g.Go(func() error { return s.recordings.Run(ctx) })
 	g.Go(func() error { return s.scheduler.Run(ctx) })
 	g.Go(func() error { return s.envs.Run(ctx) })
 	g.Go(func() error { return s.dispatch.Run(ctx) })
@@ -254,19 +285,46 @@ func (s *Server) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
+// lead runs what one replica does for all of them.
+func (s *Server) lead(ctx context.Context) error {
+	s.log.Info("this replica leads: it has the background loops", "replica", s.replicas.ID())
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return audit.Run(ctx, s.pool, s.log) })
+	g.Go(func() error { return ticket.Run(ctx, s.pool, s.log) })
+	g.Go(func() error { return s.replicas.Sweep(ctx) })
+	g.Go(func() error { return s.hosts.Run(ctx) })
+	g.Go(func() error { return s.recordings.Run(ctx) })
+	g.Go(func() error { return s.scheduler.Lead(ctx) })
+	g.Go(func() error { return s.envs.Lead(ctx) })
+	return g.Wait()
+}
+
 // paced listens where bulk comes and goes.
 var paced = net.ListenConfig{Control: tunnel.Pace}
 
 func (s *Server) serveHTTP(ctx context.Context, address string, handler http.Handler) error {
+	if s.cfg.PlainHTTP {
+		return s.serveWeb(ctx, address, handler, nil)
+	}
+	return s.serveWeb(ctx, address, handler, s.identity.tlsConfig("http/1.1"))
+}
+
+// serveHops takes streams from other replicas.
+func (s *Server) serveHops(ctx context.Context) error {
+	return s.serveWeb(ctx, s.cfg.ReplicaListen, s.hopHandler(), s.hopTLS)
+}
+
+// serveWeb serves HTTP, with TLS unless there is no configuration of it.
+func (s *Server) serveWeb(ctx context.Context, address string, handler http.Handler, cfg *tls.Config) error {
 	l, err := paced.Listen(ctx, "tcp", address)
 	if err != nil {
-		return fmt.Errorf("listen for HTTPS: %w", err)
+		return fmt.Errorf("listen on %s: %w", address, err)
 	}
 	srv := &http.Server{
 		Handler: handler, ReadHeaderTimeout: 15 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		ErrorLog:    slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-		TLSConfig:   s.identity.tlsConfig("http/1.1"),
+		TLSConfig:   cfg,
 	}
 	stop := context.AfterFunc(ctx, func() {
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
@@ -274,7 +332,7 @@ func (s *Server) serveHTTP(ctx context.Context, address string, handler http.Han
 		_ = srv.Shutdown(last) // WebSockets end with ctx
 	})
 	defer stop()
-	if s.cfg.PlainHTTP {
+	if cfg == nil {
 		err = srv.Serve(l)
 	} else {
 		err = srv.ServeTLS(tunnel.Listener(l), "", "")

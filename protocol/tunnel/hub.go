@@ -20,7 +20,12 @@ type HubConfig struct {
 	// Ask sends a host the request to dial a stream. It may return ErrOffline.
 	Ask func(ctx context.Context, host string, d protocol.Dial) error
 	// Online reports whether a host can be asked at all; nil: Ask will tell.
-	Online     func(host string) bool
+	Online func(host string) bool
+	// Name is this hub's among several that share an address, and so get each
+	// other's connections; without a dot. Forward brings one that another hub
+	// has asked for to that one, and answers the request.
+	Name       string
+	Forward    func(hub string, w http.ResponseWriter, r *http.Request)
 	MaxPerHost int // streams open at a time; 0: 512
 	MaxPerUser int // 0: 256
 	OpenRate   int // streams that a user may open per second, after a burst of ten times as many; 0: 50
@@ -68,8 +73,20 @@ func NewHub(cfg HubConfig) *Hub {
 	}
 }
 
-// Accept takes a connection that host, already authenticated, has dialled.
+// Accept takes a connection that host, already authenticated, has dialled, or
+// forwards it.
 func (h *Hub) Accept(host string, w http.ResponseWriter, r *http.Request) {
+	token := r.Header.Get(protocol.StreamTokenHeader)
+	if hub := askedBy(token); token != "" && hub != h.cfg.Name && h.cfg.Forward != nil {
+		h.cfg.Forward(hub, w, r)
+		return
+	}
+	h.AcceptHere(host, w, r)
+}
+
+// AcceptHere is Accept for a connection that goes no further, as one that was
+// forwarded.
+func (h *Hub) AcceptHere(host string, w http.ResponseWriter, r *http.Request) {
 	var a *ask
 	if token := r.Header.Get(protocol.StreamTokenHeader); token != "" {
 		if a = h.redeem(host, token); a == nil {

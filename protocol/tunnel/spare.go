@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/remotegpu/remotegpu/protocol"
@@ -34,6 +35,23 @@ type ask struct {
 	host string
 	got  chan *spare // of one
 	over bool        // nobody waits any more; guarded by Hub.mu
+}
+
+// token returns one that says who has asked, for whoever it comes to.
+func (h *Hub) token() string {
+	if h.cfg.Name == "" {
+		return rand.Text()
+	}
+	return h.cfg.Name + "." + rand.Text()
+}
+
+// askedBy returns the name of the hub that made a token.
+func askedBy(token string) string {
+	name, _, ok := strings.Cut(token, ".")
+	if !ok {
+		return ""
+	}
+	return name
 }
 
 // redeem takes a token, which works once and for its own host alone.
@@ -118,7 +136,7 @@ func (h *Hub) take(host string) *spare {
 func (h *Hub) ask(ctx context.Context, host string) (*spare, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	d := protocol.Dial{Version: protocol.Version, Token: rand.Text(), Expires: time.Now().Add(askTimeout).Unix()}
+	d := protocol.Dial{Version: protocol.Version, Token: h.token(), Expires: time.Now().Add(askTimeout).Unix()}
 	a := &ask{host: host, got: make(chan *spare, 1)}
 	h.mu.Lock()
 	h.asked[d.Token] = a
