@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"net/http"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -58,10 +59,15 @@ type Agent struct {
 	wire    *wire
 	machine *machine
 
-	Runtime *Runtime // its containers
-	link    *link.Link
-	loop    *reconcile.Loop
-	pool    *tunnel.Pool
+	Runtime *Runtime                // its containers
+	program atomic.Pointer[program] // the last Run's
+}
+
+// program is the agent as a process: what does not outlive a Run.
+type program struct {
+	link *link.Link
+	loop *reconcile.Loop
+	pool *tunnel.Pool
 }
 
 // New opens the data folder of a host. Close gives it back.
@@ -131,39 +137,47 @@ func (a *Agent) Enroll(ctx context.Context) error {
 // Run is the agent until ctx ends. It may run again after that: its containers
 // are as they were.
 func (a *Agent) Run(ctx context.Context) error {
-	if err := a.make(); err != nil {
+	p, err := a.make()
+	if err != nil {
 		return err
 	}
+	a.program.Store(p)
 	if d, _ := a.store.Desired(); d != nil {
-		a.loop.Apply(d)
+		p.loop.Apply(d)
 	}
 	all, ctx := errgroup.WithContext(ctx)
-	all.Go(func() error { return a.loop.Run(ctx) })
-	all.Go(func() error { return a.link.Run(ctx) })
-	all.Go(func() error { return a.pool.Run(ctx) })
+	all.Go(func() error { return p.loop.Run(ctx) })
+	all.Go(func() error { return p.link.Run(ctx) })
+	all.Go(func() error { return p.pool.Run(ctx) })
 	return all.Wait()
 }
 
 // make ties the parts together as package agent does.
-func (a *Agent) make() (err error) {
-	a.loop = reconcile.New(reconcile.Config{
-		Runtime: a.Runtime, Changed: func() { a.link.Changed() }, Log: a.cfg.Log,
-		Event: func(e protocol.Event) { a.store.Append(e); a.link.Changed() },
+func (a *Agent) make() (p *program, err error) {
+	p = &program{}
+	p.loop = reconcile.New(reconcile.Config{
+		Runtime: a.Runtime, Changed: func() { p.link.Changed() }, Log: a.cfg.Log,
+		Event: func(e protocol.Event) { a.store.Append(e); p.link.Changed() },
 	})
-	a.pool = tunnel.NewPool(tunnel.PoolConfig{Dial: a.dialTunnel, Serve: a.serve, Log: a.cfg.Log})
-	a.link, err = link.New(link.Config{
+	p.pool = tunnel.NewPool(tunnel.PoolConfig{
+		Dial: func(ctx context.Context, token string) (*tunnel.Conn, error) {
+			return a.dialTunnel(ctx, p.link.Signer(), token)
+		},
+		Serve: a.serve, Log: a.cfg.Log,
+	})
+	p.link, err = link.New(link.Config{
 		Server: a.server, Store: a.store, Agent: a.cfg.Version, BootID: a.cfg.Name,
 		Capabilities: append([]string{"session", "forward", "logs"}, a.gpus.Capabilities()...),
-		Desired:      a.loop.Apply, Dial: a.pool.Request, Inventory: a.machine.inventory, Usage: a.machine.usage,
-		Workloads: func() ([]protocol.WorkloadStatus, uint64) { return a.loop.Statuses(), a.loop.Applied() },
+		Desired:      p.loop.Apply, Dial: p.pool.Request, Inventory: a.machine.inventory, Usage: a.machine.usage,
+		Workloads: func() ([]protocol.WorkloadStatus, uint64) { return p.loop.Statuses(), p.loop.Applied() },
 		Log:       a.cfg.Log,
 	})
-	return err
+	return p, err
 }
 
 // dialTunnel opens a stream at the control plane, a spare without a token.
-func (a *Agent) dialTunnel(ctx context.Context, token string) (*tunnel.Conn, error) {
-	bearer, err := a.link.Signer().Token(protocol.AudienceTunnel)
+func (a *Agent) dialTunnel(ctx context.Context, signer *link.Signer, token string) (*tunnel.Conn, error) {
+	bearer, err := signer.Token(protocol.AudienceTunnel)
 	if err != nil {
 		return nil, err
 	}
@@ -193,10 +207,10 @@ func (a *Agent) serve(_ context.Context, c *tunnel.Conn, h protocol.StreamHeader
 
 // Link returns how the agent's MQTT session is; zero before Run.
 func (a *Agent) Link() link.State {
-	if a.link == nil {
-		return link.State{}
+	if p := a.program.Load(); p != nil {
+		return p.link.State()
 	}
-	return a.link.State()
+	return link.State{}
 }
 
 // Applied returns the generation that the host's containers agree with, and the
@@ -205,8 +219,8 @@ func (a *Agent) Applied() (applied, observed uint64) {
 	if d, _ := a.store.Desired(); d != nil {
 		observed = d.Generation
 	}
-	if a.loop != nil {
-		applied = a.loop.Applied()
+	if p := a.program.Load(); p != nil {
+		applied = p.loop.Applied()
 	}
 	return applied, observed
 }
