@@ -71,6 +71,11 @@ type Config struct {
 	MaxPending      int     // of all addresses; 0: 2048
 	ConnectRate     float64 // connections per second of one address; 0: 100
 	ConnectBurst    int     // 0: 1000
+	AgainRate       float64 // connections per second of one host, user or token; 0: 2
+	AgainBurst      int     // 0: 120
+	PacketRate      float64 // packets per second that are read of one client, after PacketBurst; 0: 200
+	PacketBurst     int     // 0: 2000
+	ByteRate        float64 // bytes per second that are read of one client, after 16 MiB; 0: 2 MiB
 }
 
 const (
@@ -87,6 +92,7 @@ const (
 	maxHeavy   = 16 * heavy          // bytes of heavy messages that wait for one client
 	heavy      = 256 << 10           // bytes, from where payloads are counted
 	maxFilters = 64                  // per client
+	maxBurst   = 16 << 20            // bytes that one client may send at once
 	ownID      = "$control"          // origin of our own messages; no client id of others looks so
 	day        = int64(24 * time.Hour / time.Second)
 )
@@ -141,13 +147,16 @@ func (c *Config) defaults() {
 	}
 	for field, value := range map[*int]int{
 		&c.MaxClients: 50_000, &c.MaxPerPrincipal: 64, &c.MaxPerAddress: 256, &c.MaxPending: 2048, &c.ConnectBurst: 1000,
+		&c.AgainBurst: 120, &c.PacketBurst: 2000,
 	} {
 		if *field == 0 {
 			*field = value
 		}
 	}
-	if c.ConnectRate == 0 {
-		c.ConnectRate = 100
+	for field, value := range map[*float64]float64{&c.ConnectRate: 100, &c.AgainRate: 2, &c.PacketRate: 200, &c.ByteRate: 2 << 20} {
+		if *field == 0 {
+			*field = value
+		}
 	}
 }
 

@@ -22,7 +22,7 @@ func (h *hook) ID() string { return "remotegpu" }
 func (h *hook) Provides(b byte) bool {
 	return bytes.Contains([]byte{
 		mqtt.OnConnect, mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSubscribe, mqtt.OnSubscribed,
-		mqtt.OnPacketProcessed, mqtt.OnPacketEncode, mqtt.OnPublish, mqtt.OnPublishDropped, mqtt.OnWill,
+		mqtt.OnPacketRead, mqtt.OnPacketProcessed, mqtt.OnPacketEncode, mqtt.OnPublish, mqtt.OnPublishDropped, mqtt.OnWill,
 	}, []byte{b})
 }
 
@@ -50,7 +50,7 @@ func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) bool {
 	p, code := h.admit(c, cl, pk)
 	if code == packets.CodeSuccess {
 		cl.ID = sessionID(p, cl.ID)
-		code = h.broker.begin(&session{broker: h.broker, id: cl.ID, who: p, client: cl, conn: c, done: make(chan struct{})})
+		code = h.broker.begin(&session{broker: h.broker, id: cl.ID, who: p, client: cl, conn: c, pace: newPace(h.broker.cfg), done: make(chan struct{})})
 	}
 	if code == packets.CodeSuccess {
 		return true
@@ -85,6 +85,15 @@ func (h *hook) admit(c *conn, cl *mqtt.Client, pk packets.Packet) (Principal, pa
 		return p, packets.ErrNotAuthorized
 	}
 	return p, packets.CodeSuccess
+}
+
+// OnPacketRead comes from the client's own reader, before anything else is done
+// with the packet: here it waits when it is one of a flood.
+func (h *hook) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
+	if s := sessionOf(cl); s != nil {
+		s.pace.wait(pk.FixedHeader.Remaining)
+	}
+	return pk, nil
 }
 
 // OnACLCheck is asked for every subscription, publication and delivery.

@@ -4,11 +4,15 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // limit bounds what addresses that nobody knows yet can do: how often they
 // connect, and how many connections of theirs have not authenticated. An IPv6
-// address counts as its /64, which is what one customer gets.
+// address counts as its /64, which is what one customer gets. Of those who are
+// known it bounds how often one comes anew: each time costs its will, its birth
+// and what they set going.
 type limit struct {
 	cfg Config
 	now func() time.Time
@@ -17,6 +21,8 @@ type limit struct {
 	from    map[netip.Prefix]*source
 	pending int
 	swept   time.Time
+	comes   map[string]*rate.Limiter // by principal
+	forgot  time.Time                // when comes was last cleaned
 }
 
 type source struct {
@@ -26,7 +32,7 @@ type source struct {
 }
 
 func newLimit(cfg Config) *limit {
-	return &limit{cfg: cfg, now: time.Now, from: map[netip.Prefix]*source{}}
+	return &limit{cfg: cfg, now: time.Now, from: map[netip.Prefix]*source{}, comes: map[string]*rate.Limiter{}}
 }
 
 func network(a netip.Addr) netip.Prefix {
@@ -80,4 +86,46 @@ func (l *limit) sweep(now time.Time) {
 			delete(l.from, p)
 		}
 	}
+}
+
+// again reports whether a principal may connect once more now.
+func (l *limit) again(id string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	if now.Sub(l.forgot) > time.Minute {
+		l.forgot = now
+		for who, r := range l.comes {
+			if r.TokensAt(now) >= float64(r.Burst()) {
+				delete(l.comes, who)
+			}
+		}
+	}
+	r := l.comes[id]
+	if r == nil {
+		r = rate.NewLimiter(rate.Limit(l.cfg.AgainRate), l.cfg.AgainBurst)
+		l.comes[id] = r
+	}
+	return r.AllowN(now, 1)
+}
+
+// pace is how fast one client is read: who sends more waits for itself, by
+// TCP's own back-pressure, and costs nobody else anything.
+type pace struct{ packets, bytes *rate.Limiter }
+
+func newPace(cfg Config) pace {
+	return pace{
+		rate.NewLimiter(rate.Limit(cfg.PacketRate), cfg.PacketBurst),
+		rate.NewLimiter(rate.Limit(cfg.ByteRate), maxBurst),
+	}
+}
+
+// wait returns when a packet of size bytes may be worked on.
+func (p pace) wait(size int) {
+	now := time.Now()
+	wait := p.packets.ReserveN(now, 1).DelayFrom(now)
+	if size > 0 {
+		wait = max(wait, p.bytes.ReserveN(now, size).DelayFrom(now))
+	}
+	time.Sleep(wait)
 }

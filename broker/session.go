@@ -16,6 +16,7 @@ type session struct {
 	who    Principal
 	client *mqtt.Client
 	conn   *conn
+	pace   pace
 	expiry *time.Timer   // nil: never expires
 	over   atomic.Bool   // may do nothing any more
 	queued atomic.Int64  // bytes of heavy messages that wait for it
@@ -37,6 +38,11 @@ func (b *Broker) begin(s *session) packets.Code {
 	if s.who.Kind != KindHost && b.principal[s.who.ID] >= b.cfg.MaxPerPrincipal {
 		b.mu.Unlock()
 		return packets.ErrQuotaExceeded
+	}
+	if !b.limit.again(s.who.ID) {
+		b.mu.Unlock()
+		b.cfg.Log.Warn("mqtt client comes anew too often: it is refused for some seconds", "client", s.id, "principal", s.who.ID)
+		return packets.ErrConnectionRateExceeded
 	}
 	before := b.sessions[s.id]
 	b.sessions[s.id] = s
