@@ -279,6 +279,61 @@ func TestFlood(t *testing.T) {
 	}
 }
 
+// TestALiarPaysItself: events and work of one host are kept at the rate that a
+// host may have, and none that was not kept is acknowledged.
+func TestALiarPaysItself(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.hello()
+	w.settle()
+	lie := protocol.Status{Version: protocol.Version, Epoch: 1, Events: make([]protocol.Event, protocol.MaxEvents)}
+	start := time.Now()
+	for seq := uint64(1); time.Since(start) < 3*time.Second; seq++ {
+		lie.Seq = seq
+		for i := range lie.Events {
+			lie.Events[i] = protocol.Event{Seq: seq*protocol.MaxEvents + uint64(i), Severity: protocol.SeveritySecurity, Message: "wolf"}
+		}
+		w.send(w.svc.Status, lie)
+		time.Sleep(time.Millisecond)
+	}
+	most := int64(eventBurst + eventRate*time.Since(start).Seconds() + 1)
+	if n := w.events.Load(); n < eventBurst || n > most {
+		t.Errorf("%d events were kept, want %d to %d", n, eventBurst, most)
+	}
+	if n, most := w.statuses.Load(), int64(workBurst+workRate*time.Since(start).Seconds()+1); n > most {
+		t.Errorf("%d statuses were worked on, want at most %d", n, most)
+	}
+}
+
+// TestWhatTheDatabaseNeverTakes is dropped, and does not come again for ever.
+func TestWhatTheDatabaseNeverTakes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.hello()
+	w.settle()
+	w.send(w.svc.Status, protocol.Status{Version: protocol.Version, Epoch: 1, Seq: 1, Events: []protocol.Event{{Seq: 1, Message: "zero\x00byte"}}})
+	w.svc.lanes.mu.Lock()
+	ln := w.svc.lanes.all[w.host]
+	w.svc.lanes.mu.Unlock()
+	for ln.events.Tokens() > eventBurst-0.5 { // until it was looked at
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(10 * quick[0])
+	ln.mu.Lock()
+	waiting := ln.status
+	ln.mu.Unlock()
+	if waiting != nil {
+		t.Error("it waits to be tried again")
+	}
+	before := w.statuses.Load()
+	w.send(w.svc.Status, protocol.Status{Version: protocol.Version, Epoch: 1, Seq: 2})
+	for end := time.Now().Add(10 * time.Second); w.statuses.Load() == before; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the next status is not taken")
+		}
+	}
+}
+
 // TestDatabaseAway: births and deaths that could not be noted are noted later,
 // in order, and the document comes.
 func TestDatabaseAway(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
@@ -15,6 +17,14 @@ const (
 	workTimeout = 20 * time.Second
 	maxPresence = 8
 	maxWork     = 16 // hosts that are worked for at a time: each holds a database connection
+)
+
+// What one host may cost: more of it waits, and only its own work with it.
+const (
+	workRate   = 10 // per second that its lane works, after workBurst
+	workBurst  = 40
+	eventRate  = 2 // of its events per second that are kept, after eventBurst; it sends the others again
+	eventBurst = 512
 )
 
 var repeats = []time.Duration{time.Second, 2 * time.Second, 5 * time.Second, 10 * time.Second, 30 * time.Second}
@@ -43,6 +53,8 @@ type lane struct {
 	touched  bool
 
 	// The goroutine's own.
+	pace    *rate.Limiter // of work
+	events  *rate.Limiter // that are kept
 	has     held
 	tries   int
 	nextPub time.Time
@@ -67,7 +79,10 @@ func (l *lanes) change(host string, fn func(*lane)) {
 	l.mu.Lock()
 	ln, ok := l.all[host]
 	if !ok {
-		ln = &lane{host: host, wake: make(chan struct{}, 1)}
+		ln = &lane{
+			host: host, wake: make(chan struct{}, 1),
+			pace: rate.NewLimiter(workRate, workBurst), events: rate.NewLimiter(eventRate, eventBurst),
+		}
 		l.all[host] = ln
 		if l.ctx != nil {
 			go l.run(l.ctx, ln)
@@ -134,6 +149,9 @@ func (l *lanes) run(ctx context.Context, ln *lane) {
 		again := time.Since(lastSync) > resync
 		if again {
 			lastSync = time.Now()
+		}
+		if ln.pace.Wait(ctx) != nil {
+			return
 		}
 		l.slots <- struct{}{}
 		work, cancel := context.WithTimeout(ctx, workTimeout)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/remotegpu/remotegpu/control/pg"
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
@@ -62,12 +63,12 @@ func (s *Service) work(ctx context.Context, ln *lane, resync bool) time.Duration
 	ln.hello, ln.status, ln.presence, ln.touched = nil, nil, nil, false
 	ln.mu.Unlock()
 	for i, p := range presence {
-		if !s.check("presence", ln, s.cfg.Presence(ctx, ln.host, p)) {
+		if !s.done("presence", ln, s.cfg.Presence(ctx, ln.host, p)) {
 			return s.later(ln, func() { ln.putBack(hello, status, presence[i:], touched) })
 		}
 	}
 	if hello != nil {
-		if !s.check("hello", ln, s.cfg.Hello(ctx, ln.host, *hello)) {
+		if !s.done("hello", ln, s.cfg.Hello(ctx, ln.host, *hello)) {
 			return s.later(ln, func() { ln.putBack(hello, status, nil, touched) })
 		}
 		ln.has, touched = held{hello.Observed, hello.Digest}, true
@@ -103,10 +104,25 @@ func (ln *lane) putBack(hello *protocol.Hello, status *protocol.Status, presence
 	ln.touched = ln.touched || touched
 }
 
+// afford returns the oldest of a status's events that may be kept now. Only they
+// are acknowledged, so the agent sends the others again.
+func (ln *lane) afford(all []protocol.Event) []protocol.Event {
+	for i := range all {
+		if !ln.events.Allow() {
+			return all[:i]
+		}
+	}
+	return all
+}
+
 func (s *Service) takeStatus(ctx context.Context, ln *lane, st *protocol.Status) bool {
+	st.Events = ln.afford(st.Events)
 	event, err := s.cfg.HostState(ctx, ln.host, *st)
-	if !s.check("status", ln, err) || !s.check("workloads", ln, s.cfg.Workload(ctx, ln.host, *st)) {
-		return false
+	if err == nil {
+		err = s.cfg.Workload(ctx, ln.host, *st)
+	}
+	if err != nil {
+		return s.done("status", ln, err)
 	}
 	if !s.check("acknowledge", ln, acknowledge(ctx, s.pool, ln.host, st.Observed, st.Applied)) {
 		return false
@@ -146,6 +162,16 @@ func (s *Service) again(ln *lane) time.Duration {
 	ln.tries++
 	ln.nextPub = time.Now().Add(wait)
 	return wait
+}
+
+// done is check for what a host has said: what the database will never take is
+// done too, for trying again would go on for ever.
+func (s *Service) done(doing string, ln *lane, err error) bool {
+	if pg.IsData(err) {
+		s.log.Warn("host says what cannot be kept; it is dropped: upgrade or examine its agent", "host", ln.host, "kind", doing, "err", err)
+		return true
+	}
+	return s.check(doing, ln, err)
 }
 
 // check logs an error and reports whether there was none.

@@ -35,6 +35,8 @@ type world struct {
 	connected atomic.Bool
 	presence  chan protocol.Presence
 	hellos    atomic.Int64
+	statuses  atomic.Int64 // that were taken
+	events    atomic.Int64 // that were kept
 
 	mu      sync.Mutex // guards what follows
 	history map[uint64][]byte
@@ -104,7 +106,7 @@ func (w *world) start() {
 			w.presence <- p
 			return nil
 		},
-		HostState: func(context.Context, string, protocol.Status) (uint64, error) { return 0, unless() },
+		HostState: w.hostState(unless),
 		Workload:  func(context.Context, string, protocol.Status) error { return unless() },
 	}, slog.New(slog.DiscardHandler))
 	svc.repeats = quick
@@ -117,6 +119,21 @@ func (w *world) start() {
 	w.mu.Lock()
 	w.svc, w.cancel, w.done = svc, cancel, done
 	w.mu.Unlock()
+}
+
+// hostState keeps events where a text is refused as it is in the real table.
+func (w *world) hostState(unless func() error) func(context.Context, string, protocol.Status) (uint64, error) {
+	return func(ctx context.Context, _ string, st protocol.Status) (last uint64, err error) {
+		for _, e := range st.Events {
+			if _, err := w.pool.Exec(ctx, "select $1::text", e.Message); err != nil {
+				return 0, err
+			}
+			last = e.Seq
+		}
+		w.statuses.Add(1)
+		w.events.Add(int64(len(st.Events)))
+		return last, unless()
+	}
 }
 
 func (w *world) stop() {

@@ -132,6 +132,10 @@ func IsText(err error) bool {
 	return code == "22021" || code == "22P05" // in text, in JSON
 }
 
+// IsData reports whether err says that a value itself is at fault (SQLSTATE class
+// 22: a text, a number or a time that no column takes): trying again never helps.
+func IsData(err error) bool { return strings.HasPrefix(Code(err), "22") }
+
 // IsNone reports whether err says that a query returned no row.
 func IsNone(err error) bool { return errors.Is(err, pgx.ErrNoRows) }
 
