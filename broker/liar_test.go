@@ -107,6 +107,7 @@ var malformed = map[string][]byte{
 	"SUBSCRIBE to a filter of 64K":                packet(0x82, []byte{0, 1, 0}, text(strings.Repeat("a/", 32767)), []byte{0}),
 	"SUBSCRIBE shared":                            packet(0x82, []byte{0, 1, 0}, text("$share/g/rg/v1/#"), []byte{0}),
 	"SUBSCRIBE to what the broker says of itself": packet(0x82, []byte{0, 1, 0}, text("$SYS/#"), []byte{0}),
+	"SUBSCRIBE that ends before its QoS":          packet(0x82, []byte{0, 1, 0}, text("x")), // mochi v2.7.9 panics
 	"UNSUBSCRIBE with no filter":                  packet(0xa2, []byte{0, 1, 0}),
 	"PUBREL of nothing":                           {0x62, 0x02, 0x00, 0x07},
 	"PUBACK of nothing":                           {0x40, 0x02, 0x00, 0x07},

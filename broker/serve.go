@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime/debug"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -82,9 +83,21 @@ func (b *Broker) establish(c *conn) {
 	_ = c.SetDeadline(time.Now().Add(connectTimeout)) // mochi moves it after CONNECT
 	err := c.sniff()
 	if err == nil {
-		err = b.server.EstablishConnection("remotegpu", c)
+		err = b.speak(c)
 	}
 	b.cfg.Log.Debug("mqtt connection ended", "remote", c.remote.String(), "err", err)
+}
+
+// speak stands between what a client may send and the life of the server:
+// mochi's decoders index past the end of some packets.
+func (b *Broker) speak(c *conn) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("packet made the decoder panic: %v", p)
+			b.cfg.Log.Warn("mqtt client sent what no client sends and was cut", "remote", c.remote.String(), "err", fmt.Errorf("%w\n%s", err, debug.Stack()))
+		}
+	}()
+	return b.server.EstablishConnection("remotegpu", c)
 }
 
 func (b *Broker) enter(c *conn) bool {
