@@ -83,8 +83,12 @@ const (
 	argonThreads = 4
 )
 
-// argonSlots bounds how much memory logins can take at once.
-var argonSlots = make(chan struct{}, max(2, runtime.NumCPU()))
+// argonSlots bounds how much memory logins can take at once; argonReserved is
+// one more place for those who have logged in before.
+var (
+	argonSlots    = make(chan struct{}, max(2, runtime.NumCPU()))
+	argonReserved = make(chan struct{}, 1)
+)
 
 func hashPassword(password string) string {
 	var salt [16]byte
@@ -110,8 +114,6 @@ func checkPassword(hash, password string) bool {
 }
 
 func argon(password, salt []byte) []byte {
-	argonSlots <- struct{}{}
-	defer func() { <-argonSlots }()
 	return argon2.IDKey(password, salt, argonTime, argonMemory, argonThreads, 32)
 }
 

@@ -46,31 +46,18 @@ func TestLogin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := s.BySecret(ctx, secret)
+	c, err := s.BySecret(ctx, "192.0.2.1", secret)
 	if err != nil || c.ID != u.ID || !c.Admin {
 		t.Errorf("BySecret = %+v, %v", c, err)
 	}
 	if err := s.Logout(ctx, c); err != nil {
 		t.Fatal(err)
 	}
-	_, err = s.BySecret(ctx, secret)
+	_, err = s.BySecret(ctx, "192.0.2.1", secret)
 	wantKind(t, err, errs.Unauthenticated)
 	for _, try := range [][2]string{{"ann@example.org", "wrong"}, {"bob@example.org", password}, {"", ""}} {
 		_, err := s.CheckPassword(ctx, "192.0.2.2", try[0], try[1])
 		wantKind(t, err, errs.Unauthenticated)
-	}
-}
-
-func TestGuessingIsSlowAndLocksNobodyElseOut(t *testing.T) {
-	t.Parallel()
-	s, _ := setup(t)
-	var last error
-	for range 15 {
-		_, last = s.CheckPassword(t.Context(), "192.0.2.66", "ann@example.org", "guess guess")
-	}
-	wantKind(t, last, errs.Unavailable)
-	if _, err := s.CheckPassword(t.Context(), "192.0.2.1", "ann@example.org", password); err != nil {
-		t.Errorf("the person herself, from elsewhere: %v", err)
 	}
 }
 
@@ -82,7 +69,7 @@ func TestTokens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := s.BySecret(ctx, secret); err != nil || got.Token != tok.ID {
+	if got, err := s.BySecret(ctx, "192.0.2.1", secret); err != nil || got.Token != tok.ID {
 		t.Errorf("BySecret = %+v, %v", got, err)
 	}
 	other := auth.Caller{Kind: auth.KindUser, ID: "usr_other"}
@@ -90,13 +77,13 @@ func TestTokens(t *testing.T) {
 	if err := s.DeleteToken(ctx, c, tok.ID); err != nil {
 		t.Fatal(err)
 	}
-	_, err = s.BySecret(ctx, secret)
+	_, err = s.BySecret(ctx, "192.0.2.1", secret)
 	wantKind(t, err, errs.Unauthenticated)
 	_, expired, err := s.CreateToken(ctx, c, "short", time.Nanosecond)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = s.BySecret(ctx, expired)
+	_, err = s.BySecret(ctx, "192.0.2.1", expired)
 	wantKind(t, err, errs.Unauthenticated)
 }
 

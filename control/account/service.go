@@ -2,13 +2,12 @@ package account
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/crypto/ssh"
-	"golang.org/x/time/rate"
 
 	"github.com/remotegpu/remotegpu/control/audit"
 	"github.com/remotegpu/remotegpu/control/auth"
@@ -23,15 +22,13 @@ const Revoked = "rights_revoked"
 
 // Service does everything with accounts.
 type Service struct {
-	pool *pg.Pool
-
-	mu     sync.Mutex // guards logins
-	logins map[string]*rate.Limiter
+	pool    *pg.Pool
+	guesses *guesses
 }
 
 // New returns the service on pool.
 func New(pool *pg.Pool) *Service {
-	return &Service{pool: pool, logins: map[string]*rate.Limiter{}}
+	return &Service{pool: pool, guesses: newGuesses()}
 }
 
 // Bootstrap makes the first platform admin when there is no user yet, and
@@ -138,49 +135,48 @@ func (s *Service) Logout(ctx context.Context, c auth.Caller) error {
 	})
 }
 
-// CheckPassword returns the user whose address and password these are. Tries
-// are limited per caller's address, so that guessing is slow and nobody can
-// lock somebody else out.
+// CheckPassword returns the user whose address and password these are; guesses
+// says how often that may be tried.
 func (s *Service) CheckPassword(ctx context.Context, remote, email, password string) (User, error) {
-	if !s.limiter(remote).Allow() {
-		return User{}, errs.E(errs.Unavailable, "Too many logins from your address; try again in a minute.")
+	from := newOrigin(remote, email)
+	if !s.guesses.password(from) {
+		return User{}, errs.E(errs.Unavailable, tooMany)
 	}
 	u, hash, err := userByEmail(ctx, s.pool, email)
 	if err != nil && !pg.IsNone(err) {
 		return User{}, fmt.Errorf("find user: %w", err)
 	}
+	release, err := takeSlot(ctx, s.guesses.isRight(from))
+	if err != nil {
+		return User{}, err
+	}
+	defer release()
 	if !checkPassword(hash, password) || u.Disabled {
 		return User{}, errs.E(errs.Unauthenticated, "E-mail address or password is wrong.")
 	}
+	s.guesses.setRight(from)
 	return u, nil
 }
 
-func (s *Service) limiter(remote string) *rate.Limiter {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.logins) > 10000 {
-		clear(s.logins) // an attacker with so many addresses is slowed down by argonSlots
-	}
-	l, ok := s.logins[remote]
-	if !ok {
-		l = rate.NewLimiter(rate.Every(6*time.Second), 10)
-		s.logins[remote] = l
-	}
-	return l
-}
-
-// BySecret returns the caller behind an API token or session secret.
-func (s *Service) BySecret(ctx context.Context, secret string) (auth.Caller, error) {
+// BySecret returns the caller behind an API token or session secret that was
+// shown from an address.
+func (s *Service) BySecret(ctx context.Context, remote, secret string) (auth.Caller, error) {
 	if !strings.HasPrefix(secret, tokenPrefix) && !strings.HasPrefix(secret, sessionPrefix) {
 		return auth.Caller{}, errs.E(errs.Unauthenticated, "This is not an API token of RemoteGPU (they start with rgt_).")
 	}
 	hash := hashSecret(secret)
+	from := newOrigin(remote, hex.EncodeToString(hash))
+	if !s.guesses.token(from) {
+		return auth.Caller{}, errs.E(errs.Unavailable, "Too many wrong tokens from your address; wait a minute, and then look which program there has an old one.")
+	}
 	u, token, err := userBySecret(ctx, s.pool, hash)
 	if pg.IsNone(err) {
+		s.guesses.wrong(from)
 		return auth.Caller{}, errs.E(errs.Unauthenticated, "The token is unknown, expired or revoked; log in again with remotegpu login.")
 	} else if err != nil {
 		return auth.Caller{}, fmt.Errorf("find token: %w", err)
 	}
+	s.guesses.setRight(from)
 	c, err := s.caller(ctx, u, token)
 	if token == "" {
 		c.Login = hash

@@ -16,6 +16,7 @@ import (
 	"github.com/remotegpu/remotegpu/control/errs"
 	"github.com/remotegpu/remotegpu/control/pg"
 	"github.com/remotegpu/remotegpu/control/ticket"
+	"github.com/remotegpu/remotegpu/control/web"
 )
 
 // Names of our cookies; an app sees none of them and sets none of them. Browsers
@@ -229,7 +230,7 @@ func (s *Service) askLogin(w http.ResponseWriter, r *http.Request, a *App, named
 // a alone. Nobody is no error.
 func (s *Service) who(r *http.Request, a *App) (c auth.Caller, byCookie bool, err error) {
 	if secret, ok := ownBearer(r.Header); ok {
-		c, err = s.cfg.Bearer(r.Context(), secret)
+		c, err = s.cfg.Bearer(r.Context(), web.Remote(r, s.cfg.TrustProxy), secret)
 		return c, false, err
 	}
 	name, _ := s.ownCookie(a, cookieApp)

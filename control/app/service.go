@@ -32,7 +32,7 @@ type Config struct {
 	Exec func(ctx context.Context, c auth.Caller, e environment.Environment, line string) (out string, code int, err error)
 	// Bearer finds out who shows an API token, ByID who a user is, Login opens a
 	// session for a password.
-	Bearer     func(ctx context.Context, secret string) (auth.Caller, error)
+	Bearer     func(ctx context.Context, remote, secret string) (auth.Caller, error)
 	ByID       func(ctx context.Context, user string) (auth.Caller, error)
 	Login      func(ctx context.Context, c auth.Caller, email, password string) (auth.Caller, error)
 	LoginPage  http.Handler // what /apps/login shows

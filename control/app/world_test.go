@@ -108,7 +108,7 @@ func (w *world) serve(log *slog.Logger, ways *access.Service, places Places) {
 			if err != nil {
 				return c, err
 			}
-			return w.accounts.BySecret(ctx, secret)
+			return w.accounts.BySecret(ctx, "", secret)
 		},
 	}, log)
 	w.t.Cleanup(w.Service.Close)
@@ -134,7 +134,7 @@ func (w *world) bearer(r *http.Request) (auth.Caller, error) {
 	case secret == w.host:
 		return auth.Caller{Kind: auth.KindHost, ID: w.host}, nil
 	}
-	return w.accounts.BySecret(r.Context(), secret)
+	return w.accounts.BySecret(r.Context(), "", secret)
 }
 
 func (w *world) people() {

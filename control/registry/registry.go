@@ -36,7 +36,7 @@ import (
 type Config struct {
 	Dir     string             // folder of the blobs
 	Secret  ed25519.PrivateKey // its seed protects upload states between replicas
-	User    func(ctx context.Context, apiToken string) (auth.Caller, error)
+	User    func(ctx context.Context, remote, apiToken string) (auth.Caller, error)
 	Host    func(ctx context.Context, jwt string) (auth.Caller, error)
 	Resolve func(ctx context.Context, workspace string) (id string, err error)
 	Log     *slog.Logger
@@ -109,7 +109,7 @@ func (s *Service) caller(ctx context.Context, name, password string) (auth.Calle
 		}
 		return c, err
 	}
-	return s.cfg.User(ctx, password)
+	return s.cfg.User(ctx, auth.From(ctx).Remote, password)
 }
 
 func (s *Service) allow(ctx context.Context, c auth.Caller, a distauth.Access) error {

@@ -67,7 +67,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	s, err := New(ctx, w.pool, Config{
-		Dir: t.TempDir(), Secret: key, User: w.who, Host: w.who, Resolve: spaces.Resolve, Log: slog.New(slog.DiscardHandler),
+		Dir: t.TempDir(), Secret: key, User: func(ctx context.Context, _, secret string) (auth.Caller, error) { return w.who(ctx, secret) }, Host: w.who, Resolve: spaces.Resolve, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)

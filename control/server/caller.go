@@ -31,7 +31,7 @@ func (s *Server) authenticate(r *http.Request) (auth.Caller, error) {
 	}
 	switch {
 	case strings.HasPrefix(bearer, "rg"):
-		return s.Accounts.BySecret(r.Context(), bearer)
+		return s.Accounts.BySecret(r.Context(), web.Remote(r, s.cfg.PlainHTTP), bearer)
 	case r.URL.Path == protocol.TunnelPath:
 		return s.hosts.Authenticate(r.Context(), bearer, protocol.AudienceTunnel)
 	case strings.HasPrefix(r.URL.Path, "/api/v1/agent/"):
@@ -46,7 +46,7 @@ func (s *Server) passwordLogin(ctx context.Context, c auth.Caller, email, passwo
 	if err != nil {
 		return auth.Caller{}, err
 	}
-	return s.Accounts.BySecret(ctx, secret)
+	return s.Accounts.BySecret(ctx, c.Remote, secret)
 }
 
 // mqttPrincipal finds out who connects to the broker.
@@ -70,7 +70,7 @@ func (s *Server) mqttCaller(ctx context.Context, c broker.Credentials) (auth.Cal
 	case protocol.MQTTUserHost:
 		return s.hosts.Authenticate(ctx, string(c.Password), protocol.AudienceMQTT)
 	case protocol.MQTTUserToken:
-		return s.Accounts.BySecret(ctx, string(c.Password))
+		return s.Accounts.BySecret(ctx, c.Remote.String(), string(c.Password))
 	}
 	u, err := s.Accounts.CheckPassword(ctx, c.Remote.String(), c.User, string(c.Password))
 	if err != nil {
