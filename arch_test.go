@@ -48,7 +48,7 @@ var layers = map[string][][]string{
 	},
 	"broker": {{"broker"}},
 	"control": {
-		{"control/terminal", "control/errs", "control/forward"},
+		{"control/terminal", "control/errs", "control/forward", "control/door"},
 		{"control/pg"},
 		{"control/pgtest"},
 		{"control/auth", "control/keys", "control/replica", "control/ticket"},

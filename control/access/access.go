@@ -24,6 +24,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/remotegpu/remotegpu/control/auth"
+	"github.com/remotegpu/remotegpu/control/door"
 	"github.com/remotegpu/remotegpu/control/environment"
 	"github.com/remotegpu/remotegpu/control/errs"
 	"github.com/remotegpu/remotegpu/control/host"
@@ -62,7 +63,7 @@ type Service struct {
 	log   *slog.Logger
 	hosts ssh.Signer
 	ca    ssh.Signer
-	slots chan struct{} // one per SSH connection that has not authenticated yet
+	door  *door.Door // before it stand SSH connections that have shown no key yet
 
 	handshake time.Duration // longest until a client has authenticated
 
@@ -71,8 +72,8 @@ type Service struct {
 	uses     uses
 }
 
-// maxUnauthenticated bounds connections that have shown no key yet.
-const maxUnauthenticated = 200
+// maxStrangers bounds connections of one network that have shown no key yet.
+const maxStrangers = 100
 
 // New returns the service; its routes and Serve are the ways in.
 func New(pool *pg.Pool, cfg Config) (*Service, error) {
@@ -86,7 +87,7 @@ func New(pool *pg.Pool, cfg Config) (*Service, error) {
 	}
 	return &Service{
 		pool: pool, cfg: cfg, hub: cfg.Hub, log: cfg.Log, hosts: signer, ca: ca,
-		slots: make(chan struct{}, maxUnauthenticated), handshake: handshakeTimeout,
+		door: door.New("ssh", maxStrangers, 16*maxStrangers, cfg.Log), handshake: handshakeTimeout,
 	}, nil
 }
 

@@ -292,43 +292,6 @@ func TestHostileClients(t *testing.T) {
 	w.mustClient("box")
 }
 
-// TestTooManyStrangers: connections without a key take all slots for a while,
-// then there is room again.
-func TestTooManyStrangers(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t, func(s *Service) {
-		s.handshake = time.Second
-		s.slots = make(chan struct{}, 3)
-	})
-	var first net.Conn
-	for i := range 3 {
-		conn, err := net.Dial("tcp", w.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		if _, err := bufio.NewReader(conn).ReadString('\n'); err != nil { // its greeting: it has a slot
-			t.Fatal(err)
-		}
-		if i == 0 {
-			first = conn
-		}
-	}
-	if _, _, err := w.client("box"); err == nil {
-		t.Error("one more than there are slots is let in")
-	}
-	if _, err := io.Copy(io.Discard, first); err != nil { // until the deadline
-		t.Error(err)
-	}
-	for {
-		if _, _, err := w.client("box"); err == nil {
-			return
-		} else if t.Context().Err() != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
 func errTimeout(err error) error {
 	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
 		return err

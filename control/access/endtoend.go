@@ -116,7 +116,7 @@ func (s *Service) connect(api *web.API, w http.ResponseWriter, r *http.Request) 
 		return
 	}
 	if end == nil {
-		s.serveConn(r.Context(), conn, &visitor{caller: c, to: to})
+		s.serveConn(r.Context(), conn, nil, &visitor{caller: c, to: to})
 		return
 	}
 	stop := context.AfterFunc(r.Context(), func() { conn.Close() })

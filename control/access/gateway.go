@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/control/audit"
 	"github.com/remotegpu/remotegpu/control/auth"
+	"github.com/remotegpu/remotegpu/control/door"
 	"github.com/remotegpu/remotegpu/control/errs"
 	"github.com/remotegpu/remotegpu/protocol"
 	"github.com/remotegpu/remotegpu/protocol/sshd"
@@ -38,13 +40,21 @@ func (s *Service) Serve(ctx context.Context, l net.Listener) error {
 			time.Sleep(100 * time.Millisecond)
 			continue
 		}
-		select {
-		case s.slots <- struct{}{}:
-			go s.serveConn(ctx, conn, nil)
-		default:
-			conn.Close() // too many that have shown no key yet
+		visit := s.door.Enter(conn.RemoteAddr())
+		if visit == nil {
+			turnAway(conn)
+			continue
 		}
+		go s.serveConn(ctx, conn, visit, nil)
 	}
+}
+
+// turnAway says why, as sshd does with a line before its version; clients show it
+// when they are asked what they do (ssh -v).
+func turnAway(conn net.Conn) {
+	_ = conn.SetWriteDeadline(time.Now().Add(time.Second)) // it goes into the socket's buffer, or nowhere
+	_, _ = io.WriteString(conn, "Too many connections from your network have not logged in yet; try again in half a minute.\r\n")
+	conn.Close()
 }
 
 type callerKey struct{}
@@ -55,9 +65,9 @@ type visitor struct {
 	to     string // what it wants to reach; empty: the user's name tells
 }
 
-// serveConn speaks SSH on conn. Of a visitor that is known already, no key is
-// asked for.
-func (s *Service) serveConn(ctx context.Context, conn net.Conn, known *visitor) {
+// serveConn speaks SSH on conn, of which the door has a visit. Of a visitor that
+// is known already, no key is asked for.
+func (s *Service) serveConn(ctx context.Context, conn net.Conn, visit *door.Visit, known *visitor) {
 	defer conn.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -67,9 +77,7 @@ func (s *Service) serveConn(ctx context.Context, conn net.Conn, known *visitor) 
 		s.log.Error("ssh host certificate", "err", err)
 	}
 	sc, err := sshd.Accept(conn, cfg)
-	if known == nil {
-		<-s.slots
-	}
+	visit.Known()
 	if err != nil {
 		s.log.Debug("ssh handshake", "remote", conn.RemoteAddr().String(), "err", err)
 		return

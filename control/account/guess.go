@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/remotegpu/remotegpu/control/door"
 	"github.com/remotegpu/remotegpu/control/errs"
 )
 
@@ -46,16 +47,7 @@ func newGuesses() *guesses {
 }
 
 func newOrigin(remote, who string) origin {
-	addr, err := netip.ParseAddr(remote)
-	if err != nil {
-		return origin{who: who} // all of those whom we cannot tell apart
-	}
-	bits := 32
-	if addr = addr.Unmap(); addr.Is6() {
-		bits = 64
-	}
-	from, _ := addr.WithZone("").Prefix(bits) // the bits are in range
-	return origin{from, strings.ToLower(who)}
+	return origin{door.Network(remote), strings.ToLower(who)}
 }
 
 // password reports whether one more password may be tried.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/broker"
 	"github.com/remotegpu/remotegpu/control/auth"
+	"github.com/remotegpu/remotegpu/control/door"
 	"github.com/remotegpu/remotegpu/control/environment"
 	"github.com/remotegpu/remotegpu/control/errs"
 	"github.com/remotegpu/remotegpu/control/pg"
@@ -22,9 +23,34 @@ import (
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
-// authenticate finds out who sends a request: a user by API token or session,
-// or a host by a token that it signed for the place it calls at.
+// authenticate finds out who sends a request; the door counts strangers alone.
 func (s *Server) authenticate(r *http.Request) (auth.Caller, error) {
+	c, err := s.callerOf(r)
+	return c, let(r.Context(), c, err)
+}
+
+func let(ctx context.Context, c auth.Caller, err error) error {
+	if err == nil && c.Kind != auth.KindNobody {
+		door.Known(ctx)
+	}
+	return err
+}
+
+// registryUser takes the password of a client of the registry.
+func (s *Server) registryUser(ctx context.Context, remote, secret string) (auth.Caller, error) {
+	c, err := s.Accounts.BySecret(ctx, remote, secret)
+	return c, let(ctx, c, err)
+}
+
+// registryHost does so for a host.
+func (s *Server) registryHost(ctx context.Context, jwt string) (auth.Caller, error) {
+	c, err := s.hosts.Authenticate(ctx, jwt, protocol.AudienceRegistry)
+	return c, let(ctx, c, err)
+}
+
+// callerOf knows a user by API token or session, or a host by a token that it
+// signed for the place it calls at.
+func (s *Server) callerOf(r *http.Request) (auth.Caller, error) {
 	bearer, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	if !ok {
 		return auth.Caller{}, nil // /v2/ and /mqtt ask in their own way

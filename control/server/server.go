@@ -31,6 +31,7 @@ import (
 	"github.com/remotegpu/remotegpu/control/audit"
 	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/dispatch"
+	"github.com/remotegpu/remotegpu/control/door"
 	"github.com/remotegpu/remotegpu/control/environment"
 	"github.com/remotegpu/remotegpu/control/host"
 	"github.com/remotegpu/remotegpu/control/keys"
@@ -173,10 +174,7 @@ func (s *Server) wire(ctx context.Context) (err error) {
 		Environment: s.envs.Get, Host: s.hosts.Find, User: s.Accounts.ByID, Access: s.access, Clipboard: s.cfg.Clipboard,
 	}, s.log)
 	s.registry, err = registry.New(ctx, s.pool, registry.Config{
-		Dir: filepath.Join(s.cfg.DataDir, "registry"), Secret: key.tokens, User: s.Accounts.BySecret,
-		Host: func(ctx context.Context, jwt string) (auth.Caller, error) {
-			return s.hosts.Authenticate(ctx, jwt, protocol.AudienceRegistry)
-		},
+		Dir: filepath.Join(s.cfg.DataDir, "registry"), Secret: key.tokens, User: s.registryUser, Host: s.registryHost,
 		Resolve: s.Workspaces.Resolve, Log: s.log,
 	})
 	if err != nil {
@@ -302,6 +300,10 @@ func (s *Server) lead(ctx context.Context) error {
 // paced listens where bulk comes and goes.
 var paced = net.ListenConfig{Control: tunnel.Pace}
 
+// strangersHTTPS is how many HTTPS connections of one network may be open that
+// have not logged in; a whole site of hosts may connect at once.
+const strangersHTTPS = 512
+
 func (s *Server) serveHTTP(ctx context.Context, address string, handler http.Handler) error {
 	if s.cfg.PlainHTTP {
 		return s.serveWeb(ctx, address, handler, nil)
@@ -325,6 +327,9 @@ func (s *Server) serveWeb(ctx context.Context, address string, handler http.Hand
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		ErrorLog:    slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		TLSConfig:   cfg,
+	}
+	if cfg != nil { // else all come from the proxy, which has limits of its own
+		door.New("https", strangersHTTPS, 16*strangersHTTPS, s.log).Guard(srv)
 	}
 	stop := context.AfterFunc(ctx, func() {
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)

@@ -65,6 +65,8 @@ const MaxChannels = 128
 // ServerConfig returns what every SSH server of ours has in common.
 func ServerConfig() *ssh.ServerConfig {
 	cfg := &ssh.ServerConfig{ServerVersion: version, MaxAuthTries: 8}
+	safe := ssh.SupportedAlgorithms() // the library's defaults still have SHA-1, for old clients
+	cfg.KeyExchanges, cfg.MACs = safe.KeyExchanges, safe.MACs
 	if cpu.X86.HasAES && cpu.X86.HasPCLMULQDQ || cpu.ARM64.HasAES && cpu.ARM64.HasPMULL {
 		// The client's order counts, and OpenSSH's begins with ChaCha20, which is
 		// several times slower than AES by such a CPU.
