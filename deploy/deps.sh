@@ -51,6 +51,7 @@ for_test() {
 	want 'have iptables' iptables
 	want 'have systemd-nspawn' systemd-container
 	want 'have nginx' nginx-light
+	want 'have haproxy' haproxy
 	want 'have tinyproxy' tinyproxy
 	want 'have mosquitto_pub' mosquitto-clients
 	want 'have busybox' busybox-static

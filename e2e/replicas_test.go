@@ -1,0 +1,309 @@
+package e2e
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/remotegpu/remotegpu/control/pg"
+)
+
+// replicas are two servers on one database, each on a machine of its own,
+// behind haproxy as docs/replicas.md has it.
+type replicas struct {
+	*plane
+	database string
+	at       map[string]string // address by name, a or b
+	server   map[string]*exec.Cmd
+}
+
+func (w *world) newReplicas(t *testing.T) *replicas {
+	t.Helper()
+	db, err := pg.StartPrivate(t.Context(), filepath.Join(w.dir, "db"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	r := &replicas{
+		plane: &plane{w: w, url: "https://" + srvAddr + ":8443"}, database: db.URL(),
+		at: map[string]string{"a": srvAddr, "b": proxyAddr}, server: map[string]*exec.Cmd{},
+	}
+	crt := r.certify()
+	for _, name := range []string{"a", "b"} {
+		r.begin(name)
+	}
+	r.balance(crt)
+	return r
+}
+
+// certify makes the certificate that people and hosts see and returns its file,
+// with its key.
+func (r *replicas) certify() string {
+	w := r.w
+	crt, key, both := filepath.Join(w.dir, "lb.crt"), filepath.Join(w.dir, "lb.key"), filepath.Join(w.dir, "lb.pem")
+	w.must("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30",
+		"-keyout", key, "-out", crt, "-subj", "/CN="+srvAddr, "-addext", "subjectAltName=IP:"+srvAddr)
+	w.must("sh", "-c", "cat "+crt+" "+key+" >"+both)
+	return both
+}
+
+// balance starts haproxy with the documented configuration, but that hosts and
+// people land at random: the fewest connections would keep to a pattern.
+func (r *replicas) balance(crt string) {
+	w := r.w
+	b, err := os.ReadFile("../docs/replicas.md")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	_, conf, _ := strings.Cut(string(b), "```haproxy\n")
+	conf, _, ok := strings.Cut(conf, "```")
+	if !ok {
+		w.t.Fatal("docs/replicas.md has no configuration of haproxy")
+	}
+	conf = strings.NewReplacer("maxconn 20000", "maxconn 2000", "balance leastconn", "balance random", "bind :443 ", "bind "+srvAddr+":8443 ", "bind :2222", "bind "+srvAddr+":2222", "/etc/haproxy/gpu.example.org.pem", crt,
+		"10.0.0.1:2222", r.at["a"]+":2201", "10.0.0.2:2222", r.at["b"]+":2201", "10.0.0.1", r.at["a"], "10.0.0.2", r.at["b"]).Replace(conf)
+	if err := os.WriteFile(filepath.Join(w.dir, "haproxy.cfg"), []byte(conf), 0o644); err != nil {
+		w.t.Fatal(err)
+	}
+	w.start("srv", "haproxy.log", "haproxy", "-db", "-f", filepath.Join(w.dir, "haproxy.cfg"))
+}
+
+// begin starts a server and waits until it is ready.
+func (r *replicas) begin(name string) {
+	w := r.w
+	w.t.Helper()
+	dl, err := filepath.Abs("../run/dl")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	at := r.at[name]
+	r.server[name] = w.start(map[string]string{"a": "srv", "b": "proxy"}[name], name+".log", filepath.Join(w.bin, "remotegpu"),
+		"server", "--data-dir", filepath.Join(w.dir, "srv"), "--downloads", dl, "--database-url", r.database, "--url", r.url,
+		"--behind-proxy", "--proxy-ca", filepath.Join(w.dir, "lb.crt"), "--listen", at+":8080", "--ssh-listen", at+":2201", "--ssh-address", srvAddr+":2222",
+		"--mqtt-listen", at+":1883", "--replica-listen", at+":8445")
+	eventually(w.t, 60*time.Second, name+" is ready", func() string {
+		out, err := w.try("srv", "curl -fsS -m 2 http://"+at+":8080/readyz")
+		if err != nil {
+			return out
+		}
+		return ""
+	})
+}
+
+func (r *replicas) kill(name string) {
+	r.server[name].Process.Signal(syscall.SIGKILL)
+	r.server[name].Wait()
+}
+
+// ask returns what one value of the database is.
+func (r *replicas) ask(sql string) (answer string) {
+	r.w.t.Helper()
+	conn, err := pgx.Connect(r.w.t.Context(), r.database)
+	if err != nil {
+		r.w.t.Fatal(err)
+	}
+	defer conn.Close(r.w.t.Context())
+	if err := conn.QueryRow(r.w.t.Context(), sql).Scan(&answer); err != nil && !pg.IsNone(err) {
+		r.w.t.Fatal(err)
+	}
+	return answer
+}
+
+// holder returns which server has the host's MQTT connection, as the database
+// knows; empty: none.
+func (r *replicas) holder() string {
+	at := r.ask("select r.address from hosts h join replicas r on r.id = h.replica where h.online")
+	for name, address := range r.at {
+		if at == address+":8445" {
+			return name
+		}
+	}
+	return ""
+}
+
+// leads reports whether a server has said, since it began, that it leads.
+func (r *replicas) leads(name string) bool {
+	b, _ := os.ReadFile(filepath.Join(r.w.dir, name+".log"))
+	return strings.Contains(string(b), "this replica leads")
+}
+
+func other(name string) string {
+	if name == "a" {
+		return "b"
+	}
+	return "a"
+}
+
+// TestReplicas: hosts and people land anywhere, and it is as if there were one
+// server, also when one of them dies.
+func TestReplicas(t *testing.T) {
+	w := newWorld(t)
+	r, m := w.newReplicas(t), w.machine()
+	m.cwd = w.dir
+	w.must("cp", filepath.Join(w.dir, "lb.crt"), filepath.Join(w.dir, "ca.pem"))
+	t.Cleanup(func() { m.dump(t) })
+	r.login()
+	r.pushBusybox()
+	r.join(m, "--name box")
+	w.in("client", "remotegpu env create one --gpus 1 --image "+busyboxImage)
+	key := r.sshKey()
+
+	t.Run("ssh through either", func(t *testing.T) {
+		for range 6 {
+			for name, at := range r.at {
+				began := time.Now()
+				if out := w.in("client", strings.Replace(key, "-p 2222", "-p 2201", 1)+" one.default@"+at+" hostname"); out != "one" {
+					t.Errorf("through %s, the host being at %s: %q", name, r.holder(), out)
+				}
+				t.Logf("through %s, the host being at %s: %v", name, r.holder(), time.Since(began).Round(time.Millisecond))
+			}
+		}
+	})
+	t.Run("hops", func(t *testing.T) { hopsAreUsed(t, r, key) })
+	t.Run("events", func(t *testing.T) { eventsAtEach(t, r) })
+	t.Run("killed", func(t *testing.T) { replicasKilled(t, r) })
+	t.Run("stopped", func(t *testing.T) { replicaStopped(t, r) })
+	t.Run("offline", func(t *testing.T) {
+		m.unplug()
+		eventually(t, 30*time.Second, "the host is offline", func() string { return r.holder() })
+		for name, at := range r.at {
+			began := time.Now()
+			out, err := w.try("client", strings.Replace(key, "-p 2222", "-p 2201", 1)+" one.default@"+at+" hostname")
+			if err == nil || !strings.Contains(out, "offline") || time.Since(began) > 5*time.Second {
+				t.Errorf("through %s after %v: %q", name, time.Since(began), out)
+			}
+		}
+	})
+}
+
+// hopsAreUsed has streams open through both servers and looks for those that
+// cross.
+func hopsAreUsed(t *testing.T, r *replicas, key string) {
+	w := r.w
+	for i := range 16 {
+		at := r.at[[]string{"a", "b"}[i%2]]
+		w.start("client", "hop.log", "sh", "-c", strings.Replace(key, "-p 2222", "-p 2201", 1)+" one.default@"+at+" 'echo open; sleep 6'")
+	}
+	eventually(t, 20*time.Second, "all are open", func() string {
+		if n := strings.Count(tail(filepath.Join(w.dir, "hop.log")), "open"); n != 16 {
+			return fmt.Sprint(n)
+		}
+		return ""
+	})
+	crossing := 0
+	for _, role := range []string{"srv", "proxy"} {
+		out := w.in(role, "ss -Htn state established '( sport = :8445 )' | wc -l")
+		n := 0
+		fmt.Sscan(out, &n)
+		crossing += n
+	}
+	if crossing == 0 || crossing > 16 {
+		t.Errorf("%d of 16 streams cross", crossing)
+	}
+	t.Logf("%d of 16 streams cross", crossing)
+}
+
+// eventsAtEach subscribes at both servers: each event comes once.
+func eventsAtEach(t *testing.T, r *replicas) {
+	w := r.w
+	token := w.in("client", "remotegpu token create mqtt")
+	heard := map[string]*exec.Cmd{}
+	for name, at := range r.at {
+		heard[name] = w.start("client", "events-"+name+".log", "mosquitto_sub", "-V", "5", "-h", at, "-p", "1883", "-u", "token", "-P", token,
+			"-W", "15", "-F", "%t %p", "-t", "rg/v1/workspaces/+/events/#")
+		presence := "mosquitto_sub -V 5 -h " + at + " -p 1883 -u token -P " + token + " -W 10 -C 1 -F '%t %r' -t rg/v1/hosts/+/presence"
+		if out := w.in("client", presence); !strings.HasSuffix(out, "/presence 1") {
+			t.Errorf("presence is not retained at %s: %q", name, out)
+		}
+	}
+	time.Sleep(time.Second) // until they have subscribed
+	w.in("client", "remotegpu env create two --image "+busyboxImage+" && remotegpu env restart two && remotegpu env rm two")
+	var seen []string
+	for _, name := range []string{"a", "b"} {
+		heard[name].Wait()
+		b, err := os.ReadFile(filepath.Join(w.dir, "events-"+name+".log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := string(b)
+		seen = append(seen, text)
+		once := map[string]bool{}
+		for line := range strings.Lines(text) {
+			if strings.Contains(line, "/events/") && once[line] {
+				t.Errorf("twice at %s: %s", name, line)
+			}
+			once[line] = true
+		}
+		for _, phase := range []string{"pending", "running", "deleting", "deleted"} {
+			if !strings.Contains(text, "/events/environment/"+phase+" ") {
+				t.Errorf("no event of %s at %s:\n%s", phase, name, text)
+			}
+		}
+	}
+	if seen[0] != seen[1] {
+		t.Errorf("at a:\n%s\nat b:\n%s", seen[0], seen[1])
+	}
+}
+
+// replicasKilled kills the server that has the host, some times in turn, while
+// a person works in a session.
+func replicasKilled(t *testing.T, r *replicas) {
+	work := r.w.newWork(t, uint64(time.Now().UnixNano()))
+	work.until(1, 30*time.Second)
+	for range 4 {
+		dies := r.holder()
+		if dies == "" {
+			t.Fatal("the host is nowhere")
+		}
+		lines, began := work.lines.Load(), time.Now()
+		r.kill(dies)
+		eventually(t, 15*time.Second, "the host is back elsewhere", func() string {
+			if now := r.holder(); now != other(dies) {
+				return "it is at " + now
+			}
+			return ""
+		})
+		back := time.Since(began)
+		work.until(lines+2, 20*time.Second)
+		t.Logf("%s killed: host back after %v, session goes on after %v", dies, back.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
+		eventually(t, 15*time.Second, "the other one leads", func() string {
+			if !r.leads(other(dies)) {
+				return "it does not"
+			}
+			return ""
+		})
+		os.Remove(filepath.Join(r.w.dir, dies+".log"))
+		r.begin(dies)
+	}
+	work.finish()
+}
+
+// replicaStopped stops the server that has the host in the orderly way.
+func replicaStopped(t *testing.T, r *replicas) {
+	work := r.w.newWork(t, uint64(time.Now().UnixNano()))
+	work.until(1, 30*time.Second)
+	stops, began := r.holder(), time.Now()
+	r.server[stops].Process.Signal(syscall.SIGTERM)
+	eventually(t, 15*time.Second, "the host is elsewhere", func() string {
+		if now := r.holder(); now != other(stops) {
+			return "it is at " + now
+		}
+		return ""
+	})
+	lines := work.lines.Load()
+	work.until(lines+2, 20*time.Second)
+	t.Logf("%s stopped: host elsewhere after %v", stops, time.Since(began).Round(time.Millisecond))
+	if err := r.server[stops].Wait(); err != nil {
+		t.Errorf("%s: %v", stops, err)
+	}
+	r.begin(stops)
+	work.finish()
+}
