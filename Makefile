@@ -19,7 +19,7 @@ CC_amd64 := $(if $(filter amd64,$(ARCH)),gcc,x86_64-linux-gnu-gcc)
 CC_arm64 := $(if $(filter arm64,$(ARCH)),gcc,aarch64-linux-gnu-gcc)
 
 .DEFAULT_GOAL := help
-.PHONY: help up down build dl release desktop-image browser test e2e bare lint bench bench-quick clean
+.PHONY: help up down build dl release desktop-image browser test e2e chaos bare lint bench bench-quick clean
 
 help: ## what there is to make
 	@echo "RemoteGPU: one private GPU cloud from machines behind NAT."
@@ -79,6 +79,17 @@ e2e: ## the end-to-end tests alone: real programs, namespaces, containers
 	@deploy/deps.sh test
 	@$(MAKE) --no-print-directory dl browser desktop-image
 	RG_E2E=1 $(GO) test -count=1 -timeout 40m ./e2e/...
+
+chaos: ## random faults and invariants: SEED=1 MINUTES=5 HOSTS=2; a report in run/chaos-report.md
+	@deploy/deps.sh test
+	@$(MAKE) --no-print-directory dl
+	@mkdir -p $${RG_RUN:-run}
+	RG_E2E=1 RG_CHAOS_SEED=$(SEED) RG_CHAOS_MINUTES=$(MINUTES) RG_CHAOS_HOSTS=$(HOSTS) RG_CHAOS_REPORT=$(abspath $(or $(RG_RUN),run))/chaos-report.md \
+		$(GO) test -count=1 -timeout $$(( 2 * $(MINUTES) + 15 ))m -run '^TestChaos$$' -v ./e2e
+
+chaos: SEED ?= 1
+chaos: MINUTES ?= 5
+chaos: HOSTS ?= 2
 
 bare: ## README's first command on a Debian machine with nothing installed but git, make and Go
 	@deploy/bare.sh

@@ -123,16 +123,21 @@ func (m *machine) kill(t *testing.T, words ...string) {
 // killDatabase ends PostgreSQL's first process.
 func (w *world) killDatabase() {
 	w.t.Helper()
+	pid, err := w.postmaster()
+	if err == nil {
+		err = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// postmaster returns the pid of PostgreSQL's first process.
+func (w *world) postmaster() (int, error) {
 	b, err := os.ReadFile(filepath.Join(w.dir, "srv/postgres/data/postmaster.pid"))
 	if err != nil {
-		w.t.Fatal(err)
+		return 0, err
 	}
 	line, _, _ := strings.Cut(string(b), "\n")
-	pid, err := strconv.Atoi(line)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		w.t.Fatal(err)
-	}
+	return strconv.Atoi(line)
 }

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"io"
 	"net"
 	"os"
@@ -15,29 +16,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dial connects from the network of a role. The thread goes there and comes
-// back: its end would end the programs that it has started (Pdeathsig).
-func (w *world) dial(role, address string) (net.Conn, error) {
+// dial connects from the network of a role.
+func (w *world) dial(role, address string) (conn net.Conn, err error) {
+	inside := w.inside(role, func() { conn, err = net.DialTimeout("tcp", address, 10*time.Second) })
+	return conn, cmp.Or(inside, err)
+}
+
+// inside does something in the network of a role. The thread goes there and
+// comes back: its end would end the programs that it has started (Pdeathsig).
+func (w *world) inside(role string, do func()) error {
 	runtime.LockOSThread()
 	home, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer home.Close()
 	away, err := os.Open("/run/netns/" + w.ns(role))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer away.Close()
 	if err := unix.Setns(int(away.Fd()), unix.CLONE_NEWNET); err != nil {
-		return nil, err
+		return err
 	}
-	conn, err := net.DialTimeout("tcp", address, 10*time.Second)
+	do()
 	if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); err != nil {
 		panic(err) // nothing could be trusted any more
 	}
 	runtime.UnlockOSThread()
-	return conn, err
+	return nil
 }
 
 // sshClient speaks SSH from the network of a role.

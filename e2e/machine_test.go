@@ -17,6 +17,7 @@ import (
 // on it, as pulling the plug does.
 type machine struct {
 	w     *world
+	role  string // whose network it has
 	init  *exec.Cmd
 	files string // what lives on its disk
 	env   []string
@@ -33,9 +34,12 @@ const containerd = "/var/lib/containerd"
 // images is where that folder lies on this machine.
 func (m *machine) images() string { return m.files + "/containerd" }
 
-func (w *world) machine() *machine {
+func (w *world) machine() *machine { return w.machineIn("host") }
+
+// machineIn returns a machine in the network of a role.
+func (w *world) machineIn(role string) *machine {
 	w.t.Helper()
-	m := &machine{w: w, files: filepath.Join(w.dir, "host")}
+	m := &machine{w: w, role: role, files: filepath.Join(w.dir, role)}
 	for _, d := range disk {
 		w.must("mkdir", "-p", m.files+d, m.files+d+".work")
 	}
@@ -50,15 +54,15 @@ func (w *world) machine() *machine {
 // boot starts the machine's first process with an empty /run.
 func (m *machine) boot() {
 	m.w.t.Helper()
-	script := "set -e; mount --make-rprivate /; " +
+	script := "set -e; mount --make-rprivate /; hostname " + m.role + "; " +
 		`sed -n 's|^[^ ]* \(/run/[^ ]*\) .*|\1|p' /proc/mounts | sort -r | xargs -r umount -l; mount -t tmpfs tmpfs /run; `
 	for _, d := range disk {
 		script += "mkdir -p " + d + "; mount -t overlay -o lowerdir=" + d + ",upperdir=" + m.files + d + ",workdir=" + m.files + d + ".work overlay " + d + "; "
 	}
 	script += "mkdir -p " + containerd + "; mount --bind " + m.images() + " " + containerd + "; echo up > " + m.files + "/up; exec sleep infinity"
 	os.Remove(m.files + "/up")
-	m.init = m.w.start("host", "host-init.log", "setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script)
-	eventually(m.w.t, 10*time.Second, "host boots", func() string {
+	m.init = m.w.start(m.role, m.role+"-init.log", "setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script)
+	eventually(m.w.t, 10*time.Second, m.role+" boots", func() string {
 		if _, err := os.Stat(m.files + "/up"); err != nil {
 			return err.Error()
 		}
@@ -103,7 +107,7 @@ func (m *machine) must(line string) string {
 	m.w.t.Helper()
 	out, err := m.sh(line)
 	if err != nil {
-		m.w.t.Fatalf("on the host: %s: %v\n%s", line, err, out)
+		m.w.t.Fatalf("on %s: %s: %v\n%s", m.role, line, err, out)
 	}
 	return out
 }
@@ -115,6 +119,6 @@ func (m *machine) dump(t *testing.T) {
 	}
 	logs, _ := filepath.Glob(m.files + "/var/log/remotegpu/*.log")
 	for _, l := range logs {
-		t.Logf("end of host's %s:\n%s", filepath.Base(l), tail(l))
+		t.Logf("end of %s's %s:\n%s", m.role, filepath.Base(l), tail(l))
 	}
 }

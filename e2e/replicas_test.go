@@ -256,14 +256,15 @@ func eventsAtEach(t *testing.T, r *replicas) {
 // replicasKilled kills the server that has the host, some times in turn, while
 // a person works in a session.
 func replicasKilled(t *testing.T, r *replicas) {
-	work := r.w.newWork(t, uint64(time.Now().UnixNano()))
+	work := r.w.newWork(t, "one", uint64(time.Now().UnixNano()), hurried)
 	work.until(1, 30*time.Second)
 	for range 4 {
 		dies := r.holder()
 		if dies == "" {
 			t.Fatal("the host is nowhere")
 		}
-		lines, began := work.lines.Load(), time.Now()
+		began := time.Now()
+		lines, _ := work.lines()
 		r.kill(dies)
 		eventually(t, 15*time.Second, "the host is back elsewhere", func() string {
 			if now := r.holder(); now != other(dies) {
@@ -288,7 +289,7 @@ func replicasKilled(t *testing.T, r *replicas) {
 
 // replicaStopped stops the server that has the host in the orderly way.
 func replicaStopped(t *testing.T, r *replicas) {
-	work := r.w.newWork(t, uint64(time.Now().UnixNano()))
+	work := r.w.newWork(t, "one", uint64(time.Now().UnixNano()), hurried)
 	work.until(1, 30*time.Second)
 	stops, began := r.holder(), time.Now()
 	r.server[stops].Process.Signal(syscall.SIGTERM)
@@ -298,7 +299,7 @@ func replicaStopped(t *testing.T, r *replicas) {
 		}
 		return ""
 	})
-	lines := work.lines.Load()
+	lines, _ := work.lines()
 	work.until(lines+2, 20*time.Second)
 	t.Logf("%s stopped: host elsewhere after %v", stops, time.Since(began).Round(time.Millisecond))
 	if err := r.server[stops].Wait(); err != nil {

@@ -3,27 +3,18 @@ package e2e
 import (
 	"bufio"
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/creack/pty"
 )
-
-// survivor is the interactive program: it counts lines, and chains a checksum
-// of all that it has read.
-const survivor = `stty -echo; echo ready; n=0; s=; while read -r l; do n=$((n+1)); s=$(printf %s "$s$l" | sha256sum); s=${s%% *}; echo "$n $s"; done; exit 7`
 
 // TestSurvival cuts the client's link, the agent's and the server's life 100
 // times at random while a person works in a session: the transcript is as if
@@ -45,11 +36,11 @@ func TestSurvival(t *testing.T) {
 		}
 	}
 	t.Logf("RG_SEED=%d", seed)
-	work := w.newWork(t, seed)
+	work := w.newWork(t, "one", seed, hurried)
 	work.until(1, 30*time.Second)
 	storm := &storm{w: w, p: p, m: m, rnd: rand.New(rand.NewPCG(seed, 0)), took: map[string][]time.Duration{}, t: t}
 	for _, kind := range storm.plan(100) {
-		seen := work.lines.Load()
+		seen, _ := work.lines()
 		began := time.Now()
 		storm.cut(kind)
 		work.until(seen+2, 90*time.Second) // one line may have been on its way
@@ -114,8 +105,9 @@ func (s *storm) cut(kind string) {
 
 // reset breaks all connections of a role with the server, at both ends; new
 // ones get through.
-func (w *world) reset(role string) {
-	w.in(role, `ports=$(ss -Htn state established dport = :8443 | awk '{ n = split($3, a, ":"); printf "%s%s", c, a[n]; c = ", " }')
+func (w *world) reset(role string) { w.in(role, resetLinks) }
+
+const resetLinks = `ports=$(ss -Htn state established dport = :8443 | awk '{ n = split($3, a, ":"); printf "%s%s", c, a[n]; c = ", " }')
 [ -n "$ports" ] || exit 0
 nft delete table inet cut 2>/dev/null
 nft -f - <<X
@@ -123,13 +115,12 @@ table inet cut {
   chain out { type filter hook output priority 0; tcp dport 8443 tcp sport { $ports } tcp flags & rst == 0 reject with tcp reset; }
   chain in { type filter hook input priority 0; tcp sport 8443 tcp dport { $ports } tcp flags & rst == 0 reject with tcp reset; }
 }
-X`)
-}
+X`
 
 // report logs how soon the session went on, and fails when that is slow where
 // nothing but the session itself had to come back.
 func (s *storm) report() {
-	for _, kind := range slices.Sorted(maps(s.took)) {
+	for _, kind := range slices.Sorted(maps.Keys(s.took)) {
 		all := s.took[kind]
 		slices.Sort(all)
 		s.t.Logf("%-22s %3d times, next line after p50 %v, worst %v", kind, len(all), all[len(all)/2].Round(time.Millisecond), all[len(all)-1].Round(time.Millisecond))
@@ -137,129 +128,6 @@ func (s *storm) report() {
 			s.t.Errorf("after a reset of the client's link, half of the times nothing comes for %v", p50)
 		}
 	}
-}
-
-func maps(m map[string][]time.Duration) func(func(string) bool) {
-	return func(yield func(string) bool) {
-		for k := range m {
-			if !yield(k) {
-				return
-			}
-		}
-	}
-}
-
-// work is a person at a terminal.
-type work struct {
-	t     *testing.T
-	cmd   *exec.Cmd
-	tty   *os.File
-	rnd   *rand.Rand
-	lines atomic.Int64
-	stop  chan struct{} // closed: no more is typed
-	typed chan []string // what was, at the end
-	got   chan []string
-}
-
-// newWork starts remotegpu ssh at a terminal in the client's network.
-func (w *world) newWork(t *testing.T, seed uint64) *work {
-	t.Helper()
-	k := &work{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), stop: make(chan struct{}), typed: make(chan []string, 1), got: make(chan []string, 1)}
-	k.cmd = exec.Command("nsenter", "--net=/run/netns/"+w.ns("client"), filepath.Join(w.bin, "remotegpu"), "ssh", "-t", "one", "--", survivor)
-	k.cmd.Env = append(os.Environ(), "REMOTEGPU_CONFIG="+filepath.Join(w.dir, "cli.json"), "TERM=xterm")
-	log, err := os.Create(filepath.Join(w.dir, "ssh.log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	k.cmd.Stderr = log // what is said about the connection
-	if k.tty, err = pty.Start(k.cmd); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		k.cmd.Process.Kill()
-		k.tty.Close()
-		if t.Failed() {
-			t.Logf("remotegpu ssh said:\n%s", tail(log.Name()))
-		}
-	})
-	go k.read()
-	return k
-}
-
-// read collects the transcript; typing begins when the program is ready.
-func (k *work) read() {
-	var got []string
-	in := bufio.NewReader(k.tty)
-	for {
-		line, err := in.ReadString('\n')
-		if err != nil {
-			k.got <- got
-			return
-		}
-		got = append(got, strings.TrimRight(line, "\r\n"))
-		if k.lines.Add(1) == 1 {
-			go k.typing()
-		}
-	}
-}
-
-func (k *work) typing() {
-	var typed []string
-	for {
-		select {
-		case <-k.stop:
-			fmt.Fprint(k.tty, "\x04")
-			k.typed <- typed
-			return
-		case <-time.After(time.Duration(5+k.rnd.IntN(40)) * time.Millisecond):
-		}
-		raw := make([]byte, 1+k.rnd.IntN(60))
-		for i := range raw {
-			raw[i] = byte(k.rnd.Uint32())
-		}
-		line := hex.EncodeToString(raw)
-		typed = append(typed, line)
-		fmt.Fprint(k.tty, line+"\n")
-	}
-}
-
-// until waits for the transcript to have n lines.
-func (k *work) until(n int64, within time.Duration) {
-	k.t.Helper()
-	for deadline := time.Now().Add(within); k.lines.Load() < n; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			k.t.Fatalf("the transcript has %d lines after %v, not %d", k.lines.Load(), within, n)
-		}
-	}
-}
-
-// finish ends the program and compares the transcript with what was typed.
-func (k *work) finish() {
-	k.t.Helper()
-	close(k.stop)
-	typed := <-k.typed
-	err := k.cmd.Wait()
-	if k.cmd.ProcessState.ExitCode() != 7 {
-		k.t.Errorf("remotegpu ssh ended with %v, want the program's 7", err)
-	}
-	got := <-k.got
-	want := []string{"ready"}
-	sum := ""
-	for i, line := range typed {
-		b := sha256.Sum256([]byte(sum + line))
-		sum = hex.EncodeToString(b[:])
-		want = append(want, fmt.Sprint(i+1, " ", sum))
-	}
-	if !slices.Equal(got, want) {
-		for i := range min(len(got), len(want)) {
-			if got[i] != want[i] {
-				k.t.Errorf("line %d is %q, want %q", i, got[i], want[i])
-				break
-			}
-		}
-		k.t.Errorf("the transcript has %d lines, want %d", len(got), len(want))
-	}
-	k.t.Logf("%d lines typed", len(typed))
 }
 
 // plainSurvives: OpenSSH's own session goes on after the host was away for a

@@ -78,6 +78,20 @@ func (w *world) build() {
 	}
 }
 
+// hostBehind adds the network of one more host behind the second router, and
+// returns its role and the router's device that leads there.
+func (w *world) hostBehind(i int) (role, dev string) {
+	role, dev = fmt.Sprint("host", i), fmt.Sprint("lan", i)
+	w.must("ip", "netns", "add", w.ns(role))
+	w.t.Cleanup(func() { exec.Command("ip", "netns", "del", w.ns(role)).Run() })
+	w.in(role, "ip link set lo up")
+	w.cable("nat2", dev, role, "eth0")
+	net := fmt.Sprint("192.168.", 77+i)
+	w.in("nat2", "ip addr add "+net+".1/24 dev "+dev)
+	w.in(role, "ip addr add "+net+".2/24 dev eth0 && ip route add default via "+net+".1")
+	return role, dev
+}
+
 func (w *world) masquerade(role string) {
 	w.in(role, `nft -f - <<'X'
 table ip nat {
@@ -93,7 +107,7 @@ table ip guard {
   }
   chain through {
     type filter hook forward priority 0; policy drop;
-    iifname "lan" accept
+    iifname "lan*" accept
     ct state established,related accept
   }
 }

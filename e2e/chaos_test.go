@@ -1,0 +1,270 @@
+package e2e
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+
+	"github.com/remotegpu/remotegpu/e2e/chaos"
+)
+
+// What a run is made of, unless the environment says otherwise.
+const (
+	chaosMinutes = 2.0
+	chaosHosts   = 2
+	chaosSeed    = 1
+)
+
+// cloudName is how hosts call the server: they need DNS for it.
+const cloudName = "cloud.test"
+
+const (
+	stormLasts = 30 * time.Second
+	// restWithin is how long the system may take to come to rest: an agent's
+	// longest pause between tries to connect is a minute.
+	restWithin = 2 * time.Minute
+	restAbout  = 12 * time.Second // to count rounds with
+	// moreGoroutines is what one more or less of the pools of a program in the same
+	// state has.
+	moreGoroutines = 60
+)
+
+// TestChaos breaks everything by a plan, while environments come and go and
+// people work in them, and checks the invariants of package chaos all the time.
+// RG_CHAOS_SEED, _MINUTES and _HOSTS choose another run: see make chaos.
+func TestChaos(t *testing.T) {
+	w := newWorld(t)
+	seed, minutes, hosts := number(t, "RG_CHAOS_SEED", chaosSeed), number(t, "RG_CHAOS_MINUTES", chaosMinutes), int(number(t, "RG_CHAOS_HOSTS", chaosHosts))
+	y := w.newYard(hosts, uint64(seed))
+	run := &chaos.Run{
+		System: chaos.System{Faults: y.faults(), Look: y.look, Rest: y.rest, Resume: y.resume, Log: t.Logf},
+		Seed:   uint64(seed), Calm: restWithin,
+		Shape: chaos.Shape{
+			Rounds: max(1, int(minutes*60/(stormLasts+restAbout).Seconds())), Storm: stormLasts, Pause: 3 * time.Second,
+			Parts: map[string]int{partHost: hosts, partControl: 1, partClient: 1},
+		},
+		Replay: fmt.Sprintf("make chaos SEED=%v MINUTES=%v HOSTS=%d", seed, minutes, hosts),
+	}
+	before := y.goroutines()
+	report := run.Do(t.Context())
+	for _, work := range y.shells {
+		if report.Broke == nil {
+			work.finish()
+		}
+	}
+	if report.Broke == nil {
+		for name, n := range y.goroutines() {
+			report.Notes = append(report.Notes, fmt.Sprintf("Goroutines of %s: %d at the start, %d at the end.", name, before[name], n))
+			if n > before[name]+moreGoroutines {
+				t.Errorf("%s has %d goroutines at the end, %d at the start", name, n, before[name])
+			}
+		}
+	} else {
+		t.Errorf("after %v: %s: %s\nagain: %s", report.Broke.At, report.Broke.Invariant, report.Broke.What, report.Replay)
+	}
+	report.Notes = append(report.Notes, y.wisher.String())
+	if dir := os.Getenv("RG_CHAOS_REPORT"); dir != "" {
+		if err := os.WriteFile(dir, []byte(report.String()), 0o644); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Logf("%s", report)
+}
+
+func number(t *testing.T, name string, otherwise float64) float64 {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.ParseFloat(text, 64)
+	if err != nil || n <= 0 {
+		t.Fatalf("%s=%q is no number above 0", name, text)
+	}
+	return n
+}
+
+// yard is a control plane with hosts, each behind a line that can be bad, and
+// with people who work there.
+type yard struct {
+	t      *testing.T
+	w      *world
+	p      *plane
+	seed   uint64
+	boxes  []*box
+	shells []*work
+	wisher *wisher
+	api    *http.Client // of the API, in the client's network
+	token  string
+	ssh    string // how OpenSSH is called
+	agent  string // the program with a clock that can jump
+
+	read map[string]int64 // how far each log has been looked through
+
+	mu     sync.Mutex // guards what follows
+	said   []string
+	rested []int // lines that each shell had when the calm began; nil: it has not
+}
+
+// box is one of the hosts.
+type box struct {
+	*machine
+	name  string
+	id    string
+	line  *chaos.Line
+	dns   *chaos.Names
+	ctr   *client.Client
+	dir   string // the agent's data folder, on the machine
+	boots int
+}
+
+// newYard starts everything: an environment per host that is asked nothing, and
+// somebody who works in it.
+func (w *world) newYard(hosts int, seed uint64) *yard {
+	w.t.Helper()
+	y := &yard{t: w.t, w: w, p: w.newPlane("--url", "https://"+cloudName+":8443"), seed: seed, read: map[string]int64{}}
+	y.api = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
+		DialContext:     func(_ context.Context, _, address string) (net.Conn, error) { return w.dial("client", address) },
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true,
+	}}
+	y.p.login()
+	y.p.pushBusybox()
+	y.token = w.in("client", "remotegpu token create chaos")
+	y.ssh = y.p.sshKey()
+	y.agent = w.skewed("../edge-agent")
+	for i := range hosts {
+		y.boxes = append(y.boxes, y.newBox(i))
+	}
+	y.wisher = newWisher(y)
+	for i, b := range y.boxes {
+		y.wisher.keep(b)
+		y.shells = append(y.shells, w.newWork(w.t, b.kept(), seed+uint64(i), 100*time.Millisecond))
+	}
+	for _, k := range y.shells {
+		k.until(1, time.Minute)
+	}
+	y.wisher.run(w.t.Context())
+	return y
+}
+
+// kept is the name of the box's environment of which nothing is asked.
+func (b *box) kept() string { return "keep-" + b.name }
+
+// newBox joins a host whose connections to the server go through a line, and
+// whose DNS is ours.
+func (y *yard) newBox(i int) *box {
+	y.t.Helper()
+	b := &box{name: fmt.Sprint("box", i), dir: "/opt/data/rg"}
+	role, dev, router := "host", "lan", fmt.Sprintf("192.168.%d.1", 77+i)
+	if i > 0 {
+		role, dev = y.w.hostBehind(i)
+	}
+	b.machine = y.w.machineIn(role)
+	y.t.Cleanup(func() { b.dump(y.t) })
+	y.bad(b, dev, router, strconv.Itoa(9000+i))
+	// A tmpfs takes memory only as it is filled, and can be full.
+	b.must("mkdir /opt/data && mount -t tmpfs -o size=1100m tmpfs /opt/data && rm -f /etc/resolv.conf && echo nameserver " + router + " >/etc/resolv.conf")
+	y.p.join(b.machine, "--name "+b.name+" --data-dir "+b.dir)
+	const program = "/usr/local/bin/remotegpu-agent" // whose clock can jump
+	b.must("cp " + y.agent + " " + program + ".new && mv " + program + ".new " + program)
+	b.kill(y.t, "remotegpu-agent run")
+	var err error
+	if b.ctr, err = client.New(b.path("/run/containerd/containerd.sock"), client.WithDefaultNamespace("remotegpu"), client.WithTimeout(seeWithin)); err != nil {
+		y.t.Fatal(err)
+	}
+	y.t.Cleanup(func() { b.ctr.Close() })
+	return b
+}
+
+// bad makes what of the host's network can be bad: it stands on the router, at
+// the device that leads to the host.
+func (y *yard) bad(b *box, dev, router, port string) {
+	y.t.Helper()
+	var l net.Listener
+	var dns net.PacketConn
+	var err [2]error
+	inside := y.w.inside("nat2", func() {
+		l, err[0] = net.Listen("tcp4", router+":"+port)
+		dns, err[1] = net.ListenPacket("udp4", router+":53")
+	})
+	if err := errors.Join(inside, err[0], err[1]); err != nil {
+		y.t.Fatal(err)
+	}
+	y.t.Cleanup(func() { l.Close(); dns.Close() })
+	b.line = chaos.NewLine(l, func() (net.Conn, error) { return y.w.dial("nat2", srvAddr+":8443") })
+	b.dns = chaos.NewNames(dns, net.ParseIP(srvAddr))
+	y.w.in("nat2", "nft add table ip line && nft 'add chain ip line pre { type nat hook prerouting priority -100; }' && nft 'add rule ip line pre iifname "+dev+" tcp dport 8443 redirect to :"+port+"'")
+}
+
+// path is where a file of the machine lies on this one.
+func (b *box) path(name string) string {
+	return filepath.Join("/proc", strconv.Itoa(b.first()), "root", name)
+}
+
+// startServer starts the control plane and waits until it is ready.
+func (y *yard) startServer(ctx context.Context) error {
+	y.p.cmd = y.w.start("srv", "server.log", filepath.Join(y.w.bin, "remotegpu"), y.p.args...)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		out, err := y.w.try("srv", "curl -fsSk -m 2 "+y.p.url+"/readyz")
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errors.New("the server is not ready: " + out)
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// goroutines ends server and agents as SIGQUIT does, which makes them tell
+// their goroutines, and returns how many each had.
+func (y *yard) goroutines() map[string]int {
+	y.t.Helper()
+	time.Sleep(5 * time.Second) // for what ends just then
+	n := map[string]int{}
+	for _, b := range y.boxes {
+		n["the agent of "+b.name] = told(y.t, filepath.Join(b.files, "var/log/remotegpu/agent.log"), func() {
+			if err := syscall.Kill(b.pidOf(y.t, "remotegpu-agent run"), syscall.SIGQUIT); err != nil {
+				y.t.Fatal(err)
+			}
+		})
+	}
+	n["the server"] = told(y.t, filepath.Join(y.w.dir, "server.log"), func() { y.w.end(y.p.cmd, syscall.SIGQUIT) })
+	y.p.start()
+	return n
+}
+
+// told counts the goroutines in what a program adds to its log when it is quit.
+func told(t *testing.T, log string, quit func()) (n int) {
+	t.Helper()
+	before, err := os.Stat(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	quit()
+	last := 0
+	eventually(t, 20*time.Second, "its goroutines are in "+log, func() string {
+		last = n
+		n = occurrences(log, before.Size(), "\ngoroutine ")
+		if n == 0 || n != last {
+			return fmt.Sprint(n, " so far")
+		}
+		return ""
+	})
+	return n
+}
