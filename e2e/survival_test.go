@@ -3,6 +3,9 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -36,21 +39,62 @@ func TestSurvival(t *testing.T) {
 		}
 	}
 	t.Logf("RG_SEED=%d", seed)
-	work := w.newWork(t, "one", seed, hurried)
+	storm := &storm{w: w, p: p, m: m, rnd: rand.New(rand.NewPCG(seed, 0)), t: t}
+	storm.rage(seed, 100)
+	w.in("client", "remotegpu recording policy all")
+	shown := storm.rage(seed+1, 25)
+	recorded := w.onlyRecording()
+	if sum := sha256.Sum256([]byte(recorded)); hex.EncodeToString(sum[:]) != shown {
+		t.Errorf("the recording's %d bytes are not what was shown: %.500s", len(recorded), recorded)
+	}
+}
+
+// rage cuts n times while a person works in a session, and returns the checksum
+// of what the session showed.
+func (s *storm) rage(seed uint64, n int) (shown string) {
+	s.took = map[string][]time.Duration{}
+	work := s.w.newWork(s.t, "one", seed, hurried)
 	work.until(1, 30*time.Second)
-	storm := &storm{w: w, p: p, m: m, rnd: rand.New(rand.NewPCG(seed, 0)), took: map[string][]time.Duration{}, t: t}
-	for _, kind := range storm.plan(100) {
+	for _, kind := range s.plan(n) {
 		seen, _ := work.lines()
 		began := time.Now()
-		storm.cut(kind)
+		s.cut(kind)
 		work.until(seen+2, 90*time.Second) // one line may have been on its way
-		storm.took[kind] = append(storm.took[kind], time.Since(began))
+		s.took[kind] = append(s.took[kind], time.Since(began))
 	}
-	work.finish()
-	storm.report()
-	if out := w.in("client", "remotegpu sessions one -o json"); strings.TrimSpace(out) != "[]" {
-		t.Errorf("a session is left: %s", out)
+	shown = work.finish()
+	s.report()
+	if out := s.w.in("client", "remotegpu sessions one -o json"); strings.TrimSpace(out) != "[]" {
+		s.t.Errorf("a session is left: %s", out)
 	}
+	return shown
+}
+
+// onlyRecording returns what the one recording that there is shows, when it has
+// ended.
+func (w *world) onlyRecording() (shown string) {
+	w.t.Helper()
+	var all struct {
+		Items []struct {
+			ID    string  `json:"id"`
+			Ended *string `json:"ended_at"`
+			Cut   bool    `json:"cut"`
+		} `json:"items"`
+	}
+	eventually(w.t, 20*time.Second, "the recording has ended", func() string {
+		out := w.in("client", "remotegpu recording ls -o json")
+		if err := json.Unmarshal([]byte(out), &all); err != nil || len(all.Items) != 1 || all.Items[0].Ended == nil || all.Items[0].Cut {
+			return out
+		}
+		return ""
+	})
+	for _, line := range strings.Split(w.in("client", "remotegpu play --raw "+all.Items[0].ID), "\n")[1:] {
+		var event [3]any
+		if json.Unmarshal([]byte(line), &event) == nil && event[1] == "o" {
+			shown += event[2].(string)
+		}
+	}
+	return shown
 }
 
 // storm cuts.
@@ -67,8 +111,8 @@ type storm struct {
 // plan returns n cuts in random order, the slow kinds few times.
 func (s *storm) plan(n int) []string {
 	var kinds []string
-	for kind, times := range map[string]int{"server killed": 5, "server stopped": 2, "agent killed": 5, "agent's link reset": 14, "client's link silent": 4, "client's address": 15} {
-		kinds = append(kinds, slices.Repeat([]string{kind}, times)...)
+	for kind, percent := range map[string]int{"server killed": 5, "server stopped": 2, "agent killed": 5, "agent's link reset": 14, "client's link silent": 4, "client's address": 15} {
+		kinds = append(kinds, slices.Repeat([]string{kind}, max(1, percent*n/100))...)
 	}
 	slices.Sort(kinds) // a map has no order
 	for len(kinds) < n {

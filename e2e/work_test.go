@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"hash"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -37,16 +39,17 @@ type work struct {
 
 	mu    sync.Mutex // guards what follows
 	typed int
-	sum   string   // of all that was typed
-	want  []string // lines of the transcript that are to come
-	got   int      // lines that have come
-	bad   string   // the first that was not as it must be
+	sum   string    // of all that was typed
+	want  []string  // lines of the transcript that are to come
+	got   int       // lines that have come
+	bad   string    // the first that was not as it must be
+	shown hash.Hash // of all that has come
 }
 
 // newWork starts remotegpu ssh at a terminal in the client's network.
 func (w *world) newWork(t *testing.T, env string, seed uint64, pace time.Duration) *work {
 	t.Helper()
-	k := &work{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), pace: pace, want: []string{"ready"},
+	k := &work{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), pace: pace, want: []string{"ready"}, shown: sha256.New(),
 		stop: make(chan struct{}), quit: make(chan struct{}), over: make(chan struct{})}
 	k.cmd = exec.Command("nsenter", "--net=/run/netns/"+w.ns("client"), filepath.Join(w.bin, "remotegpu"), "ssh", "-t", env, "--", survivor)
 	k.cmd.Env = append(os.Environ(), "REMOTEGPU_CONFIG="+filepath.Join(w.dir, "cli.json"), "TERM=xterm")
@@ -89,6 +92,7 @@ func (k *work) came(line string) int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.got++
+	io.WriteString(k.shown, line+"\r\n")
 	want := "no more"
 	if len(k.want) > 0 {
 		want = k.want[0]
@@ -145,8 +149,9 @@ func (k *work) until(n int, within time.Duration) {
 	}
 }
 
-// finish ends the program, of which every line must have come.
-func (k *work) finish() {
+// finish ends the program, of which every line must have come, and returns the
+// checksum of what was shown, in hex.
+func (k *work) finish() string {
 	k.t.Helper()
 	close(k.stop)
 	<-k.quit
@@ -164,4 +169,5 @@ func (k *work) finish() {
 		k.t.Errorf("%d lines of the transcript have not come, the next is %q", len(k.want), k.want[0])
 	}
 	k.t.Logf("%d lines typed", k.typed)
+	return hex.EncodeToString(k.shown.Sum(nil))
 }

@@ -16,7 +16,6 @@ package access
 import (
 	"context"
 	"crypto/ed25519"
-	"encoding/json"
 	"log/slog"
 	"sync"
 	"time"
@@ -49,8 +48,8 @@ type Config struct {
 	Records func(ctx context.Context, workspace string, terminal bool) (bool, error)
 	// Record begins a recording, or returns nil where none is wanted. Nil records nothing.
 	Record func(ctx context.Context, c auth.Caller, sub recording.Subject, ses recording.Session) (*recording.Recorder, error)
-	// Continue goes on with a recording that another server has suspended; nil: with none.
-	Continue func(ctx context.Context, h recording.Held) (*recording.Recorder, json.RawMessage, error)
+	// Continue takes over a recording that another server has begun; nil: there is none.
+	Continue func(ctx context.Context, h recording.Held) (*recording.Recorder, []byte, error)
 	Hub      *tunnel.Hub
 	Log      *slog.Logger
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -19,13 +20,13 @@ import (
 )
 
 // heldRecordings are those of sessions that outlive their connections: one per
-// client, over all of its connections. A server that stops leaves for the next
-// one where it stands; one that dies does not, and as nothing could say which
-// bytes of a frame were seen, the session is refused after it.
+// client, over all of its connections. What passes is stored before anybody has
+// it, so that the session and its recording go on at another server, however
+// this one ends: the helper sends once more what the client has not had.
 type heldRecordings struct {
-	moving   sync.Mutex // held while recordings are left, or gone on with
-	mu       sync.Mutex // guards byClient and conns of those in it
-	byClient map[string]*heldRecording
+	continuing sync.Mutex // held while a recording is taken over
+	mu         sync.Mutex // guards byClient and conns of those in it
+	byClient   map[string]*heldRecording
 }
 
 type heldRecording struct {
@@ -35,6 +36,10 @@ type heldRecording struct {
 	in, out *resume.Tap
 	conns   int         // of the client
 	end     *time.Timer // runs while there is none
+
+	mu    sync.Mutex // guards what follows, and orders what is stored
+	state heldState
+	due   bool // state has changed since it was stored
 }
 
 var errNotRecorded = errs.E(errs.Denied, "This workspace records sessions, and the recording of this one ended with the server that made it; begin a new session.")
@@ -44,11 +49,15 @@ var errNotRecorded = errs.E(errs.Denied, "This workspace records sessions, and t
 func (s *Service) recordHeld(ctx context.Context, c auth.Caller, env environment.Environment, a protocol.Attach) (*heldRecording, error) {
 	key := a.Session + a.Client
 	if h := s.heldRecs.come(key); h != nil {
-		if err := h.out.Err(); err != nil {
+		switch err := cmp.Or(h.tap.rec.Check(ctx), h.out.Err()); {
+		case err == nil:
+			return h, nil
+		case errors.Is(err, recording.ErrTaken): // the client was elsewhere meanwhile
+			s.forgetHeld(h)
+		default:
 			s.leaveHeld(h)
 			return nil, errs.E(errs.Denied, errs.Text(err), err) // to try again changes nothing
 		}
-		return h, nil
 	}
 	held := recording.Held{Environment: env.ID, User: c.ID, Client: key}
 	if a.Op == protocol.AttachResume {
@@ -62,8 +71,11 @@ func (s *Service) recordHeld(ctx context.Context, c auth.Caller, env environment
 	if rec == nil {
 		return nil, err
 	}
-	h := s.newHeld(held, a, rec)
-	h.out, h.in = resume.NewTap(h.tap.takeOutput), resume.NewTap(h.tap.takeInput)
+	h := s.newHeld(held, a, rec, heldState{})
+	if err := rec.Hold(ctx, key, h.keep); err != nil {
+		rec.Discard()
+		return nil, err
+	}
 	came := s.heldRecs.add(h)
 	if came != h { // of the same client, a moment ago
 		rec.Discard()
@@ -71,14 +83,59 @@ func (s *Service) recordHeld(ctx context.Context, c auth.Caller, env environment
 	return came, nil
 }
 
-func (s *Service) newHeld(held recording.Held, a protocol.Attach, rec *recording.Recorder) *heldRecording {
+func (s *Service) newHeld(held recording.Held, a protocol.Attach, rec *recording.Recorder, state heldState) *heldRecording {
 	keep := time.Duration(cmp.Or(a.Keep, uint32(resume.Keep/time.Second)))*time.Second + time.Minute
-	h := &heldRecording{key: held.Client, keep: keep, tap: newSessionTap(rec)}
+	h := &heldRecording{key: held.Client, keep: keep, tap: newSessionTap(rec), state: state}
+	h.tap.out.StandAt(state.OutPlace)
+	h.tap.in.StandAt(state.InPlace)
+	h.out, h.in = newTap(state.Out, h.seeOutput), newTap(state.In, h.seeInput)
 	h.end = time.AfterFunc(time.Hour, func() { s.endHeld(h) })
 	return h
 }
 
-// come counts a connection of a client, if it has a recording.
+// newTap returns a tap of a pipe that has been seen up to byte next.
+func newTap(next uint64, see func(p []byte) error) *resume.Tap {
+	if next == 0 {
+		return resume.NewTap(see)
+	}
+	return resume.NewTapAt(next, see)
+}
+
+func (h *heldRecording) seeOutput(p []byte) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	err := h.tap.takeOutput(p)
+	h.state.Out += uint64(len(p))
+	h.state.OutPlace, h.due = h.tap.out.Place(), true
+	return err
+}
+
+func (h *heldRecording) seeInput(p []byte) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	err := h.tap.takeInput(p)
+	h.state.In += uint64(len(p))
+	h.state.InPlace, h.due = h.tap.in.Place(), true
+	return err
+}
+
+// store returns when what was seen is safe; only then may it go on its way.
+func (h *heldRecording) store() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.due {
+		return h.tap.rec.Err()
+	}
+	b, err := json.Marshal(h.state)
+	if err != nil {
+		return err
+	}
+	err = h.tap.rec.Store(b)
+	h.due = err != nil
+	return err
+}
+
+// come counts a connection of a client, if it has a recording here.
 func (r *heldRecordings) come(key string) *heldRecording {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -132,6 +189,17 @@ func (s *Service) leaveHeld(h *heldRecording) {
 	}
 }
 
+// forgetHeld drops a recording that another server goes on with.
+func (s *Service) forgetHeld(h *heldRecording) {
+	s.heldRecs.mu.Lock()
+	if s.heldRecs.byClient[h.key] == h {
+		delete(s.heldRecs.byClient, h.key)
+	}
+	s.heldRecs.mu.Unlock()
+	h.end.Stop()
+	h.tap.rec.Leave()
+}
+
 // mayGoOn refuses a session that is not recorded where it should be.
 func (s *Service) mayGoOn(ctx context.Context, env environment.Environment) error {
 	if s.cfg.Records == nil {
@@ -169,38 +237,31 @@ type heldState struct {
 // closeHeld lets go of all recordings, when the server stops: the next one goes
 // on with those whose sessions do.
 func (s *Service) closeHeld() {
-	s.heldRecs.moving.Lock()
-	defer s.heldRecs.moving.Unlock()
 	s.heldRecs.mu.Lock()
 	all := s.heldRecs.byClient
 	s.heldRecs.byClient = nil
 	s.heldRecs.mu.Unlock()
 	for _, h := range all {
 		h.end.Stop()
-		h.suspend()
+		h.out.Stop()
+		h.in.Stop()
+		if h.tap.over || !h.out.Agreed() {
+			h.tap.close()
+		} else {
+			h.tap.rec.Leave()
+		}
 	}
 }
 
-// suspend stops what passes first: what the client has had was seen.
-func (h *heldRecording) suspend() {
-	state := heldState{Out: h.out.Stop(), In: h.in.Stop(), OutPlace: h.tap.out.Place(), InPlace: h.tap.in.Place()}
-	b, err := json.Marshal(state)
-	if err != nil || h.tap.over || !h.out.Agreed() {
-		h.tap.close()
-		return
-	}
-	h.tap.rec.Suspend(h.key, b, time.Now().Add(h.keep))
-}
-
-// continueHeld goes on with a recording that another server has left; nil: it
-// has left none. What the client has had of the session was seen there, and the
+// continueHeld goes on with a recording that another server has begun; nil:
+// there is none. What the client has had of the session was seen there, and the
 // helper sends the rest once more.
 func (s *Service) continueHeld(ctx context.Context, held recording.Held, a protocol.Attach) (*heldRecording, error) {
 	if s.cfg.Continue == nil {
 		return nil, nil
 	}
-	s.heldRecs.moving.Lock()
-	defer s.heldRecs.moving.Unlock()
+	s.heldRecs.continuing.Lock()
+	defer s.heldRecs.continuing.Unlock()
 	if h := s.heldRecs.come(held.Client); h != nil { // meanwhile
 		return h, nil
 	}
@@ -209,15 +270,14 @@ func (s *Service) continueHeld(ctx context.Context, held recording.Held, a proto
 		return nil, err
 	}
 	var state heldState
-	if err := json.Unmarshal(b, &state); err != nil {
+	if len(b) > 0 {
+		err = json.Unmarshal(b, &state)
+	}
+	if err != nil {
 		rec.Close()
 		return nil, fmt.Errorf("read where a recording stands: %w", err)
 	}
-	h := s.newHeld(held, a, rec)
-	h.out, h.in = resume.NewTapAt(state.Out, h.tap.takeOutput), resume.NewTapAt(state.In, h.tap.takeInput)
-	h.tap.out.StandAt(state.OutPlace)
-	h.tap.in.StandAt(state.InPlace)
-	return s.heldRecs.add(h), nil
+	return s.heldRecs.add(s.newHeld(held, a, rec, state)), nil
 }
 
 // through returns the two ends of a connection so that what is read from them
@@ -226,19 +286,23 @@ func (h *heldRecording) through(client, host *tunnel.Conn) (fromClient, fromHost
 	if h == nil {
 		return client, host
 	}
-	return tapped{client, h.in.Transport()}, tapped{host, h.out.Transport()}
+	return tapped{client, h.in.Transport(), h.store}, tapped{host, h.out.Transport(), h.store}
 }
 
-// tapped shows what is read; an error of it ends the reading.
+// tapped shows and stores what is read; an error of these ends the reading.
 type tapped struct {
 	io.Reader
-	show func(p []byte) error
+	show  func(p []byte) error
+	store func() error
 }
 
 func (t tapped) Read(p []byte) (int, error) {
 	n, err := t.Reader.Read(p)
 	if shown := t.show(p[:n]); shown != nil {
 		return 0, shown
+	}
+	if stored := t.store(); stored != nil {
+		return 0, stored
 	}
 	return n, err
 }

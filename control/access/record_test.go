@@ -3,6 +3,7 @@ package access
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -331,12 +332,14 @@ func TestNothingIsKeptOfNothing(t *testing.T) {
 }
 
 // TestHeldRecordingsOutliveTheirServer: the session goes on, and its recording
-// with it, each byte once, when the server is stopped and another one begins.
+// with it, each byte once, when the server is stopped or dies, and another one
+// begins. Recorders of a server that died are not told: they must not write
+// what they still have, when others do.
 func TestHeldRecordingsOutliveTheirServer(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	s := recordAll(w, t.TempDir())
-	c, _, err := w.roam(newQuery(protocol.AttachCreate))
+	c, cut, err := w.roam(newQuery(protocol.AttachCreate))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -364,13 +367,14 @@ func TestHeldRecordingsOutliveTheirServer(t *testing.T) {
 		if err := protocol.WriteFrame(c, protocol.FrameStdin, []byte(line)); err != nil {
 			t.Fatal(err)
 		}
-		w.closeHeld() // while bytes are under way
+		ends := []func(){w.closeHeld, func() { dieHeld(w); cut() }}
+		ends[i%2]() // while bytes are under way
 		until(line)
 		if err := protocol.WriteDocument(c, protocol.FrameResize, protocol.WindowSize{Cols: uint16(100 + i), Rows: 50}); err != nil {
 			t.Fatal(err)
 		}
 		until(fmt.Sprintf("resized %dx50\n", 100+i))
-		w.closeHeld()
+		ends[(i+1)/2%2]()
 	}
 	if err := protocol.WriteFrame(c, protocol.FrameEOF, nil); err != nil {
 		t.Fatal(err)
@@ -406,7 +410,12 @@ func TestOnlyTheClientGoesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	left := recording.Held{Environment: "env_box", User: w.user.ID, Client: "ses_1cli_1"}
-	r.Suspend(left.Client, json.RawMessage(`{"out":7}`), time.Now().Add(time.Minute))
+	if err := r.Hold(t.Context(), left.Client, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Store([]byte(`{"out":7}`)); err != nil {
+		t.Fatal(err)
+	}
 	for _, change := range []func(h *recording.Held){
 		func(h *recording.Held) { h.Client = "ses_1cli_2" },
 		func(h *recording.Held) { h.User = "usr_b" },
@@ -422,13 +431,27 @@ func TestOnlyTheClientGoesOn(t *testing.T) {
 	if err != nil || again == nil || string(state) != `{"out":7}` {
 		t.Fatalf("%v, %s, %v", again, state, err)
 	}
-	if twice, _, err := s.Continue(t.Context(), left); twice != nil || err != nil {
-		t.Errorf("twice: %v", err)
+	if err := r.Store([]byte(`{"out":8}`)); !errors.Is(err, recording.ErrTaken) {
+		t.Errorf("the one before stores: %v", err)
 	}
-	again.Suspend(left.Client, json.RawMessage(`{}`), time.Now().Add(-time.Second))
+	r.Close() // ends nothing
+	if err := again.Check(t.Context()); err != nil {
+		t.Errorf("the one that goes on: %v", err)
+	}
+	again.Leave()
+	if _, err := w.pool.Exec(t.Context(), "update recordings set touched_at = now() - interval '2 minutes'"); err != nil {
+		t.Fatal(err)
+	}
 	if late, _, err := s.Continue(t.Context(), left); late != nil || err != nil {
 		t.Errorf("too late: %v", err)
 	}
+}
+
+// dieHeld makes the server forget its recordings as one that is killed would.
+func dieHeld(w *world) {
+	w.heldRecs.mu.Lock()
+	defer w.heldRecs.mu.Unlock()
+	w.heldRecs.byClient = nil
 }
 
 // TestAHeldRecordingEndsWithItsProgram, and not when its client could no longer

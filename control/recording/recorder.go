@@ -7,14 +7,14 @@ import (
 	"time"
 
 	"github.com/remotegpu/remotegpu/control/auth"
-	"github.com/remotegpu/remotegpu/control/errs"
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
 const (
-	partEvery = 2 * time.Second // so much is lost when a server dies
-	partBytes = 512 << 10       // a part that is so large does not wait
-	storeWait = 20 * time.Second
+	partEvery  = 2 * time.Second // so much is lost when a server dies, of a session that ends with it
+	partBytes  = 512 << 10       // a part that is so large does not wait
+	storeWait  = 20 * time.Second
+	retryEvery = 200 * time.Millisecond
 )
 
 // Recorder records one session. A nil Recorder records nothing, so that
@@ -28,7 +28,8 @@ type Recorder struct {
 	part  []byte
 	parts int
 	bytes int64
-	err   error // the store takes no more
+	held  *journal // nil: the session ends with this server
+	err   error    // the store takes no more
 	done  bool
 	timer *time.Timer
 }
@@ -95,7 +96,7 @@ func (r *Recorder) Err() error {
 // add needs mu.
 func (r *Recorder) add(line []byte) error {
 	if r.err == nil && !r.done {
-		if r.part = append(r.part, line...); len(r.part) >= partBytes {
+		if r.part = append(r.part, line...); len(r.part) >= partBytes && r.held == nil {
 			r.flush(context.Background())
 		}
 	}
@@ -113,23 +114,43 @@ func (r *Recorder) tick() {
 }
 
 // flush writes what has gathered as a part, and shows that the recording goes
-// on. It needs mu.
+// on. What is held waits for Store. It needs mu.
 func (r *Recorder) flush(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, storeWait)
 	defer cancel()
-	if len(r.part) > 0 {
-		if err := r.svc.write(ctx, partKey(r.id, r.parts+1), r.part); err != nil {
-			r.svc.log.Error("recording is not taken by the store", "recording", r.id, "err", err)
-			r.err = errs.E(errs.Unavailable, "This workspace records sessions, and the store for recordings takes no more; the session ends. Tell a platform admin.", err)
+	if r.held == nil || r.held.stored == len(r.part) {
+		if r.err = r.writePart(ctx); r.err != nil {
 			return
 		}
-		r.parts++
-		r.bytes += int64(len(r.part))
-		r.part = nil
 	}
-	if err := touch(ctx, r.svc.pool, r.id, r.bytes); err != nil {
+	if err := touch(ctx, r.svc.pool, r.id, r.writer(), r.bytes); err != nil {
 		r.svc.log.Warn("recording not touched", "recording", r.id, "err", err) // the parts are there all the same
 	}
+}
+
+// writePart needs mu.
+func (r *Recorder) writePart(ctx context.Context) error {
+	if len(r.part) == 0 {
+		return nil
+	}
+	if err := r.svc.write(ctx, partKey(r.id, r.parts+1), r.part); err != nil {
+		r.svc.log.Error("recording is not taken by the store", "recording", r.id, "err", err)
+		return notTaken(err)
+	}
+	r.parts++
+	r.bytes += int64(len(r.part))
+	r.part = nil
+	if r.held == nil {
+		return nil
+	}
+	return r.turn(ctx)
+}
+
+func (r *Recorder) writer() int {
+	if r.held == nil {
+		return 0
+	}
+	return r.held.writer
 }
 
 // stop does the last that is done for the recording, once.
@@ -149,21 +170,19 @@ func (r *Recorder) stop(last func(ctx context.Context)) {
 	last(ctx)
 }
 
-// Close ends the recording.
+// Close ends the recording, unless another one goes on with it.
 func (r *Recorder) Close() {
 	r.stop(func(ctx context.Context) {
-		if r.err == nil {
-			r.flush(ctx)
+		if !r.claim(ctx) {
+			return
 		}
-		r.finish(ctx, r.err != nil)
+		if r.err == nil {
+			r.err = r.writePart(ctx)
+		}
+		if err := r.svc.finish(ctx, r.id, r.err != nil); err != nil {
+			r.svc.log.Warn("recording not finished; it is tried again", "recording", r.id, "err", err)
+		}
 	})
-}
-
-// finish needs mu.
-func (r *Recorder) finish(ctx context.Context, cut bool) {
-	if err := r.svc.finish(ctx, r.id, cut); err != nil {
-		r.svc.log.Warn("recording not finished; it is tried again", "recording", r.id, "err", err)
-	}
 }
 
 // Discard ends a recording of what never began, and keeps nothing of it.

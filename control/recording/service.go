@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 
 	"gocloud.dev/blob"
 	"gocloud.dev/gcerrors"
@@ -167,12 +168,21 @@ func (s *Service) write(ctx context.Context, key string, b []byte) error {
 	return s.cfg.Bucket.WriteAll(ctx, key, b, &blob.WriterOptions{ContentType: "application/x-asciicast"})
 }
 
-// finish joins the parts and notes the end.
+// finish joins the parts, and what the journal has beyond them, and notes the
+// end.
 func (s *Service) finish(ctx context.Context, id string, cut bool) error {
+	if _, _, err := s.recover(ctx, id); err != nil {
+		return err
+	}
 	if err := s.join(ctx, id); err != nil {
 		return err
 	}
-	return end(ctx, s.pool, id, cut)
+	return pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
+		if err := end(ctx, tx, id, cut); err != nil {
+			return err
+		}
+		return dropRows(ctx, tx, id, math.MaxInt64)
+	})
 }
 
 func (s *Service) join(ctx context.Context, id string) error {

@@ -2,7 +2,6 @@ package recording
 
 import (
 	"context"
-	"encoding/json"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -38,8 +37,8 @@ func insert(ctx context.Context, db pg.DB, r Recording) error {
 }
 
 // touch shows that a recording goes on.
-func touch(ctx context.Context, db pg.DB, id string, bytes int64) error {
-	_, err := db.Exec(ctx, "update recordings set touched_at = now(), bytes = $2 where id = $1", id, bytes)
+func touch(ctx context.Context, db pg.DB, id string, writer int, bytes int64) error {
+	_, err := db.Exec(ctx, "update recordings set touched_at = now(), bytes = $3 where id = $1 and writer = $2", id, writer, bytes)
 	return err
 }
 
@@ -70,30 +69,10 @@ func remove(ctx context.Context, db pg.DB, id string) error {
 	return err
 }
 
-func suspend(ctx context.Context, db pg.DB, id, client string, s suspended) error {
-	state, err := json.Marshal(s)
-	if err != nil {
-		return err
-	}
-	_, err = db.Exec(ctx, "update recordings set held = $2, state = $3, state_until = $4 where id = $1", id, client, state, s.until)
-	return err
-}
-
-// resume takes the state of what was suspended.
-func resume(ctx context.Context, db pg.DB, h Held) (r Recording, state []byte, err error) {
-	err = db.QueryRow(ctx, `with r as (
-			select id, state from recordings where held = $1 and environment_id = $2 and user_id = $3 and state_until > now() and ended_at is null
-			order by started_at desc limit 1 for update skip locked)
-		update recordings set state = null, state_until = null, touched_at = now() from r where recordings.id = r.id
-		returning recordings.id, recordings.started_at, recordings.bytes, r.state`,
-		h.Client, h.Environment, h.User).Scan(&r.ID, &r.StartedAt, &r.Bytes, &state)
-	return r, state, err
-}
-
 // orphans are recordings whose server has not touched them for silent, and with
-// which nobody goes on.
+// which nobody goes on any more.
 func orphans(ctx context.Context, db pg.DB, silent time.Duration) ([]string, error) {
-	return ids(ctx, db, "select id from recordings where ended_at is null and touched_at < now() - $1::interval and coalesce(state_until, now()) <= now() limit 100", silent)
+	return ids(ctx, db, "select id from recordings where ended_at is null and touched_at < now() - greatest($1::interval, keep) limit 100", silent)
 }
 
 func expired(ctx context.Context, db pg.DB) ([]string, error) {
