@@ -153,6 +153,7 @@ func TestJupyter(t *testing.T) {
 	n.open()
 	n.await("answer 42", 30)
 	w.survives(t, p, n)
+	w.streams(t, w.browser("srv"))
 	w.byPath(t, p)
 }
 
