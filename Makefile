@@ -3,13 +3,14 @@
 SHELL := /bin/bash
 PATH  := $(PATH):/usr/local/go/bin
 export PATH
+export CGO_CFLAGS := -O2 -g -Wno-deprecated-declarations # go-nvml binds what NVIDIA has deprecated
 
 GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 ARCH    := $(shell dpkg --print-architecture 2>/dev/null || uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')
 LDFLAGS := -s -w -X main.version=$(VERSION)
 STATIC   = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
-CGO      = CGO_ENABLED=1 CGO_CFLAGS="-O2 -g -Wno-deprecated-declarations" $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+CGO      = CGO_ENABLED=1 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PROCS       := $(shell nproc)
