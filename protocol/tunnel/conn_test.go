@@ -228,12 +228,12 @@ func TestFloodsOfControlMessages(t *testing.T) {
 	near, far := pair(t)
 	go func() {
 		for range maxControls - 1 {
-			if near.ws.WriteMessage(websocket.TextMessage, []byte(textPing)) != nil {
+			if near.writeText(textPing) != nil {
 				return
 			}
 		}
 		near.Write([]byte("still there"))
-		for near.ws.WriteMessage(websocket.TextMessage, []byte(textPong)) == nil {
+		for near.writeText(textPong) == nil {
 		}
 	}()
 	go io.Copy(io.Discard, near.ws.NetConn()) // its answers
