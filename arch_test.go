@@ -110,7 +110,7 @@ var tables = map[string][]string{
 	"control/scheduler":   {"host_allocations", "gpu_allocations", "placement_queue", "placements", "scheduler_settings"},
 	"control/dispatch":    {"desired_documents"},
 	"control/ticket":      {"tickets"},
-	"control/recording":   {"recordings", "recording_policies"},
+	"control/recording":   {"recordings", "recording_journal", "recording_policies"},
 	"control/app":         {"apps"},
 }
 
