@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/NVIDIA/nvidia-container-toolkit/pkg/nvcdi"
 	"github.com/sirupsen/logrus"
@@ -26,6 +27,7 @@ func (d *driver) writeCDI(file, hook string) error {
 		nvcdi.WithNvmlLib(d.lib),
 		nvcdi.WithMode(nvcdi.ModeNvml),
 		nvcdi.WithDriverRoot(d.root),
+		nvcdi.WithLibrarySearchPaths(libraryDirs()),
 		nvcdi.WithDeviceNamers(namer),
 		nvcdi.WithNVIDIACDIHookPath(hook),
 		nvcdi.WithLdconfigPath(ldconfig(d.root)),
@@ -44,6 +46,26 @@ func (d *driver) writeCDI(file, hook string) error {
 	}
 	if err := spec.Save(file); err != nil {
 		return fmt.Errorf("write CDI specification %s: %w", file, err)
+	}
+	return nil
+}
+
+// libraryDirs is where the driver's libraries are when that is none of the
+// system's folders: beside the one that this process has loaded. Empty: in the
+// system's folders, or in those that ldconfig knows.
+func libraryDirs() []string {
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		return nil
+	}
+	for line := range strings.Lines(string(maps)) {
+		i := strings.Index(line, "/")
+		if i < 0 || !strings.HasPrefix(filepath.Base(line[i:]), "libnvidia-ml.so") {
+			continue
+		}
+		if dir := filepath.Dir(line[i:]); !strings.HasPrefix(dir, "/usr/lib") && !strings.HasPrefix(dir, "/lib") {
+			return []string{dir}
+		}
 	}
 	return nil
 }

@@ -7,9 +7,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/NVIDIA/go-nvml/pkg/nvml"
 
 	"github.com/remotegpu/remotegpu/edge-agent/gpu"
 )
@@ -42,11 +45,16 @@ func program(t *testing.T) string {
 func fakeLibrary(t *testing.T, fault string) {
 	t.Helper()
 	dir := t.TempDir()
+	buildLibrary(t, dir, fault)
+	t.Setenv("LD_LIBRARY_PATH", dir)
+}
+
+func buildLibrary(t *testing.T, dir, fault string) {
+	t.Helper()
 	build := exec.Command("gcc", "-shared", "-fPIC", "-DFAULT="+fault, "-o", filepath.Join(dir, "libnvidia-ml.so.1"), "testdata/libnvidia-ml.c")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	t.Setenv("LD_LIBRARY_PATH", dir)
 }
 
 func open(t *testing.T) gpu.Source {
@@ -80,6 +88,32 @@ func TestWithoutDriverTheReasonIsClear(t *testing.T) {
 	gpus, _, err := open(t).Inventory(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "the NVIDIA driver is not installed (libnvidia-ml.so.1 was not found): install it") || len(gpus) != 0 {
 		t.Errorf("%v, %v", gpus, err)
+	}
+}
+
+func TestDriverOutsideOfTheSystemsFolders(t *testing.T) {
+	if _, err := os.Stat("/dev/nvidiactl"); err == nil {
+		t.Skip("this machine has a driver, which comes first")
+	}
+	if os.Getenv("ALONE") == "" { // the library stays in the process
+		again := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
+		again.Env = append(os.Environ(), "ALONE=1")
+		if out, err := again.CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+		return
+	}
+	d := newDriver(nvml.New(), t.TempDir())
+	dir := filepath.Join(d.root, localDir, "lib64")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	buildLibrary(t, dir, "0")
+	if got := inventory(t, d); len(got) != 2 {
+		t.Errorf("%d GPUs", len(got))
+	}
+	if got := libraryDirs(); !slices.Equal(got, []string{dir}) {
+		t.Errorf("containers get the libraries in %v, want %s", got, dir)
 	}
 }
 

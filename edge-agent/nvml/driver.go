@@ -5,6 +5,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
@@ -50,8 +52,27 @@ func (d *driver) start() error {
 		return nil
 	}
 	ret := d.lib.Init()
+	if ret == nvml.ERROR_LIBRARY_NOT_FOUND {
+		if file := d.elsewhere(); file != "" {
+			d.lib = nvml.New(nvml.WithLibraryPath(file))
+			ret = d.lib.Init()
+		}
+	}
 	d.up = ret == nvml.SUCCESS
 	return explain(ret)
+}
+
+// localDir holds the driver on machines whose system is read-only or an image:
+// container-optimised systems, and containers of a cloud's.
+const localDir = "/usr/local/nvidia"
+
+// elsewhere is the library where the system's loader does not look; empty: not there.
+func (d *driver) elsewhere() string {
+	file := filepath.Join(d.root, localDir, "lib64/libnvidia-ml.so.1")
+	if _, err := os.Stat(file); err != nil {
+		return ""
+	}
+	return file
 }
 
 // explain turns why NVML does not start into what to do.

@@ -30,6 +30,7 @@ import (
 
 func main() {
 	if len(os.Args) == 2 && os.Args[1] == "serve" {
+		os.Setenv("PATH", os.Getenv("PATH")+":"+localDir+"/bin") // where nvidia-smi is looked for
 		driver := newDriver(nvml.New(), "/")
 		if err := serve(os.Stdin, os.Stdout, driver.answer, os.Exit); err != nil {
 			fmt.Fprintln(os.Stderr, err)
