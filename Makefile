@@ -20,7 +20,7 @@ CC_amd64 := $(if $(filter amd64,$(ARCH)),gcc,x86_64-linux-gnu-gcc)
 CC_arm64 := $(if $(filter arm64,$(ARCH)),gcc,aarch64-linux-gnu-gcc)
 
 .DEFAULT_GOAL := help
-.PHONY: help up down build dl release desktop-image browser test e2e chaos bare lint bench bench-quick clean
+.PHONY: help up down build dl release desktop-image browser test e2e chaos gpu-check bare lint bench bench-quick clean
 
 help: ## what there is to make
 	@echo "RemoteGPU: one private GPU cloud from machines behind NAT."
@@ -91,6 +91,14 @@ chaos: ## random faults and invariants: SEED=1 MINUTES=5 HOSTS=2; a report in ru
 chaos: SEED ?= 1
 chaos: MINUTES ?= 5
 chaos: HOSTS ?= 2
+
+gpu-check: ## what only a machine with NVIDIA's driver can prove: NVML, CDI, a container that computes, the main job
+	@test -e /dev/nvidiactl || { echo "gpu-check: this machine has no NVIDIA driver (no /dev/nvidiactl)" >&2; exit 1; }
+	@deploy/deps.sh gpu
+	@$(MAKE) --no-print-directory dl
+	$(GO) test -count=1 -v -run OfThisMachine ./edge-agent/nvml
+	$(GO) test -count=1 -v -run 'RealGPU|WithoutGPUs' ./edge-agent/ctr
+	RG_E2E=1 $(GO) test -count=1 -v -timeout 10m -run 'TestGPU$$' ./e2e
 
 bare: ## README's first command on a Debian machine with nothing installed but git, make and Go
 	@deploy/bare.sh

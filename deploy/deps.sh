@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a make target needs and this machine lacks, on Debian and Ubuntu:
 #
-#   deploy/deps.sh up|test|lint|bare
+#   deploy/deps.sh up|test|gpu|lint|bare
 #
 # Elsewhere it says what to install. What a GPU host needs (containerd, runc, CNI
 # plugins) is not here: install.sh gets it, as on every host.
@@ -40,22 +40,27 @@ for_up() {
 	want 'have ssh && have ssh-keygen && have ssh-keyscan' openssh-client
 }
 
-for_test() {
+# for_gpu is what the tests on a machine with real GPUs need.
+for_gpu() {
 	for_up
-	want 'have shellcheck' shellcheck
 	want 'have containerd' containerd
 	want 'have runc' runc
 	want 'ls /usr/lib/cni/bridge || ls /opt/cni/bin/bridge' containernetworking-plugins
 	want 'have ip' iproute2
 	want 'have nft' nftables
 	want 'have iptables' iptables
+	want 'have busybox' busybox-static
+	want 'have ps && have sysctl' procps
+}
+
+for_test() {
+	for_gpu
+	want 'have shellcheck' shellcheck
 	want 'have systemd-nspawn' systemd-container
 	want 'have nginx' nginx-light
 	want 'have haproxy' haproxy
 	want 'have tinyproxy' tinyproxy
 	want 'have mosquitto_pub' mosquitto-clients
-	want 'have busybox' busybox-static
-	want 'have ps && have sysctl' procps
 	want 'have expect' expect
 	want 'have git' git
 	want 'have rsync' rsync
@@ -142,10 +147,11 @@ install_missing() {
 case ${1:-} in
 up) for_up ;;
 test) for_test ;;
+gpu) for_gpu ;;
 lint) for_lint ;;
 bare) for_bare ;;
 *)
-	echo "usage: deploy/deps.sh up|test|lint|bare" >&2
+	echo "usage: deploy/deps.sh up|test|gpu|lint|bare" >&2
 	exit 2
 	;;
 esac

@@ -29,7 +29,10 @@ type machine struct {
 // overlays must not lie on one.
 var disk = []string{"/etc", "/usr/local", "/var/lib", "/var/log", "/opt"}
 
-const containerd = "/var/lib/containerd"
+const (
+	containerd = "/var/lib/containerd"
+	driver     = "/usr/local/nvidia"
+)
 
 // images is where that folder lies on this machine.
 func (m *machine) images() string { return m.files + "/containerd" }
@@ -56,9 +59,12 @@ func (m *machine) boot() {
 	m.w.t.Helper()
 	script := "set -e; mount --make-rprivate /; hostname " + m.role + "; " +
 		`sed -n 's|^[^ ]* \(/run/[^ ]*\) .*|\1|p' /proc/mounts | sort -r | xargs -r umount -l; mount -t tmpfs tmpfs /run; `
+	// A driver that is mounted below one of the folders stays.
+	script += "mkdir /run/driver; ! mountpoint -q " + driver + " || mount --rbind " + driver + " /run/driver; "
 	for _, d := range disk {
 		script += "mkdir -p " + d + "; mount -t overlay -o lowerdir=" + d + ",upperdir=" + m.files + d + ",workdir=" + m.files + d + ".work overlay " + d + "; "
 	}
+	script += "! mountpoint -q /run/driver || mount --move /run/driver " + driver + "; "
 	script += "mkdir -p " + containerd + "; mount --bind " + m.images() + " " + containerd + "; echo up > " + m.files + "/up; exec sleep infinity"
 	os.Remove(m.files + "/up")
 	m.init = m.w.start(m.role, m.role+"-init.log", "setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script)
