@@ -133,6 +133,7 @@ const (
 	codeBadLogin   = 0x86
 	codeNotAllowed = 0x87
 	codeBanned     = 0x8A
+	codeStops      = 0x8B
 	codeTakenOver  = 0x8E
 	codeAdmin      = 0x98
 	codeClientID   = 0x85
@@ -169,6 +170,9 @@ func (l *Link) sentAway(d *paho.Disconnect) {
 	switch d.ReasonCode {
 	case codeBadLogin, codeNotAllowed, codeBanned, codeAdmin:
 		l.tell(Refused, notLetIn, err)
+	case codeStops:
+		l.retry.leave()
+		l.cfg.Log.Info("the server stops, and says so")
 	case codeTakenOver:
 		l.tell(Connecting, "Another agent has connected as this host: was the machine's disk copied? Enrol the copy anew after deleting its data folder.", err)
 	default:

@@ -4,6 +4,8 @@ import (
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	"github.com/remotegpu/remotegpu/protocol/tunnel"
 )
 
 // Delays between attempts: random below a limit that doubles from firstLimit.
@@ -27,6 +29,7 @@ type retry struct {
 	began    time.Time // of the outage
 	upAt     time.Time
 	rejected bool
+	goes     bool // the server has said that it stops
 }
 
 // next is the delay before the next attempt.
@@ -36,6 +39,10 @@ func (r *retry) next(int) time.Duration {
 	if !r.tried {
 		r.tried, r.limit, r.began = true, firstLimit, time.Now()
 		return 0
+	}
+	if r.goes {
+		r.goes = false
+		return tunnel.RestartAfter()
 	}
 	limit, highest := r.limit, lastLimit
 	switch {
@@ -60,6 +67,14 @@ func (r *retry) down() {
 	if time.Since(r.upAt) > stableAfter {
 		r.limit, r.began = firstLimit, time.Now()
 	}
+}
+
+// leave notes that the server stops and has said so: it, or another one, is
+// there soon, and the outages before this one say nothing of it.
+func (r *retry) leave() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.goes, r.limit, r.began = true, firstLimit, time.Now()
 }
 
 // reject notes whether the server answered that this host may not come in.

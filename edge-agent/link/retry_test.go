@@ -36,6 +36,15 @@ func TestRetry(t *testing.T) {
 			t.Errorf("waits %s after a connection that worked", d)
 		}
 		r.up()
+		outage(&r, time.Minute)
+		r.leave()
+		if d := r.next(0); d < 300*time.Millisecond || d > 3*time.Second {
+			t.Errorf("waits %s after a server that stops", d)
+		}
+		if d := r.next(0); d > firstLimit {
+			t.Errorf("waits %s where the next one is not there yet", d)
+		}
+		r.up()
 		r.down() // at once: no reason to hurry
 		r.reject(true)
 		if d := outage(&r, time.Hour); d <= earlyLimit || d > refusedLimit {
