@@ -254,8 +254,10 @@ func eventsAtEach(t *testing.T, r *replicas) {
 }
 
 // replicasKilled kills the server that has the host, some times in turn, while
-// a person works in a session.
+// a person works in a session, which is recorded.
 func replicasKilled(t *testing.T, r *replicas) {
+	r.w.in("client", "remotegpu recording policy all")
+	defer r.w.in("client", "remotegpu recording policy off")
 	work := r.w.newWork(t, "one", uint64(time.Now().UnixNano()), hurried)
 	work.until(1, 30*time.Second)
 	for range 4 {

@@ -163,16 +163,7 @@ func TestHeldSessionsAreRecorded(t *testing.T) {
 	c.Close()
 	w.closeHeld()
 	cast := recordings(w, s, 1)[0]
-	var shown string
-	for _, line := range strings.Split(cast, "\n")[1:] {
-		var event [3]any
-		if line != "" && json.Unmarshal([]byte(line), &event) != nil {
-			t.Fatalf("line %q", line)
-		}
-		if event[1] == "o" {
-			shown += event[2].(string)
-		}
-	}
+	shown := castOutput(t, cast)
 	if shown != want || !strings.Contains(cast, `"r", "132x43"`) {
 		t.Errorf("recorded %q, want %q:\n%s", shown, want, cast)
 	}
@@ -385,7 +376,15 @@ func TestHeldRecordingsOutliveTheirServer(t *testing.T) {
 	c.Close()
 	w.closeHeld()
 	cast := recordings(w, s, 1)[0]
-	var shown string
+	shown := castOutput(t, cast)
+	if shown != got || !strings.Contains(cast, `"r", "107x50"`) {
+		t.Errorf("recorded %d bytes, shown were %d", len(shown), len(got))
+	}
+}
+
+// castOutput is what a recording shows.
+func castOutput(t *testing.T, cast string) (shown string) {
+	t.Helper()
 	for _, line := range strings.Split(cast, "\n")[1:] {
 		var event [3]any
 		if line != "" && json.Unmarshal([]byte(line), &event) != nil {
@@ -395,9 +394,7 @@ func TestHeldRecordingsOutliveTheirServer(t *testing.T) {
 			shown += event[2].(string)
 		}
 	}
-	if shown != got || !strings.Contains(cast, `"r", "107x50"`) {
-		t.Errorf("recorded %d bytes, shown were %d", len(shown), len(got))
-	}
+	return shown
 }
 
 // TestOnlyTheClientGoesOn with a recording that was left, and once.
