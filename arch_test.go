@@ -77,7 +77,7 @@ var layers = map[string][][]string{
 	"console":    {{"console"}},
 	"installers": {{"installers"}},
 	"deploy":     {{"deploy/images/oci"}},
-	"e2e":        {{"e2e/chaos", "e2e/fleet/sim"}, {"e2e"}, {"e2e/bench", "e2e/fleet"}},
+	"e2e":        {{"e2e/chaos", "e2e/fleet/sim"}, {"e2e"}, {"e2e/bench", "e2e/fleet", "e2e/peer"}},
 }
 
 // outside are packages of others that only some of ours may import.

@@ -76,33 +76,45 @@ func hashSecret(secret string) []byte {
 	return sum[:]
 }
 
-// Argon2id parameters: the second recommended option of RFC 9106.
-const (
-	argonTime    = 3
-	argonMemory  = 64 << 10 // KiB
-	argonThreads = 4
-)
+// cost is what a hash takes: parameters of Argon2id.
+type cost struct {
+	time, memory uint32 // memory in KiB
+	threads      uint8
+}
 
-// argonSlots bounds how much memory logins can take at once; argonReserved is
-// one more place for those who have logged in before.
+// present is the second recommended option of RFC 9106, but with one lane: the
+// guesser pays as much, and others keep their cores while we check.
+var present = cost{3, 64 << 10, 1}
+
+// argonSlots bounds how much memory and time logins can take at once;
+// argonReserved is one more place for those who have logged in before.
 var (
-	argonSlots    = make(chan struct{}, max(2, runtime.NumCPU()))
+	argonSlots    = make(chan struct{}, max(1, runtime.NumCPU()/2))
 	argonReserved = make(chan struct{}, 1)
 )
 
 func hashPassword(password string) string {
 	var salt [16]byte
 	rand.Read(salt[:])
-	return fmt.Sprintf("$argon2id$v=19$m=%d,t=%d,p=%d$%s$%s", argonMemory, argonTime, argonThreads,
+	return fmt.Sprintf("$argon2id$v=19$%s$%s$%s", present,
 		base64.RawStdEncoding.EncodeToString(salt[:]),
-		base64.RawStdEncoding.EncodeToString(argon([]byte(password), salt[:])))
+		base64.RawStdEncoding.EncodeToString(present.argon([]byte(password), salt[:])))
 }
+
+func (c cost) String() string { return fmt.Sprintf("m=%d,t=%d,p=%d", c.memory, c.time, c.threads) }
+
+// isOld reports whether a hash has another cost than new ones.
+func isOld(hash string) bool { return !strings.Contains(hash, "$"+present.String()+"$") }
 
 // checkPassword takes as long for a user without password as for a wrong one.
 func checkPassword(hash, password string) bool {
 	parts := strings.Split(hash, "$")
-	if len(parts) != 6 {
-		argon([]byte(password), make([]byte, 16))
+	var c cost
+	if len(parts) == 6 {
+		_, _ = fmt.Sscanf(parts[3], "m=%d,t=%d,p=%d", &c.memory, &c.time, &c.threads) // what cannot be read is 0
+	}
+	if c.time == 0 || c.threads == 0 {
+		present.argon([]byte(password), make([]byte, 16))
 		return false
 	}
 	salt, err1 := base64.RawStdEncoding.DecodeString(parts[4])
@@ -110,11 +122,11 @@ func checkPassword(hash, password string) bool {
 	if err1 != nil || err2 != nil {
 		return false
 	}
-	return subtle.ConstantTimeCompare(want, argon([]byte(password), salt)) == 1
+	return subtle.ConstantTimeCompare(want, c.argon([]byte(password), salt)) == 1
 }
 
-func argon(password, salt []byte) []byte {
-	return argon2.IDKey(password, salt, argonTime, argonMemory, argonThreads, 32)
+func (c cost) argon(password, salt []byte) []byte {
+	return argon2.IDKey(password, salt, c.time, c.memory, c.threads, 32)
 }
 
 func validEmail(email string) error {

@@ -33,6 +33,7 @@ type guesses struct {
 	mu    sync.Mutex // guards what follows
 	limit map[origin]*rate.Limiter
 	right map[origin]struct{} // who has logged in there, since this server runs
+	lines map[netip.Prefix]*line
 }
 
 // origin is a network and who it says to be there: an account, a token's hash,
@@ -43,7 +44,7 @@ type origin struct {
 }
 
 func newGuesses() *guesses {
-	return &guesses{limit: map[origin]*rate.Limiter{}, right: map[origin]struct{}{}}
+	return &guesses{limit: map[origin]*rate.Limiter{}, right: map[origin]struct{}{}, lines: map[netip.Prefix]*line{}}
 }
 
 func newOrigin(remote, who string) origin {
@@ -120,23 +121,81 @@ func (g *guesses) of(o origin, every time.Duration, burst int) *rate.Limiter {
 	return l
 }
 
-// takeSlot waits for a turn to check a password. Memory for it is bounded, so
-// it is a queue; it has one place that only those get who were right before.
-func takeSlot(ctx context.Context, right bool) (release func(), err error) {
+// turn waits for a turn to check a password: one of a network at a time, so that
+// no network fills the queue; after a wrong one the place rests for thrice as
+// long as it took, so that guesses take a quarter of it at most.
+func (g *guesses) turn(ctx context.Context, o origin) (release func(right bool), err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, slotWait, errBusy)
+	defer cancel()
+	line := g.line(o.from)
+	select {
+	case line.place <- struct{}{}:
+	case <-ctx.Done():
+		g.leave(o.from, line)
+		return nil, context.Cause(ctx)
+	}
+	leave := func() {
+		<-line.place
+		g.leave(o.from, line)
+	}
+	slot, err := takeSlot(ctx, g.isRight(o))
+	if err != nil {
+		leave()
+		return nil, err
+	}
+	start := time.Now()
+	return func(right bool) {
+		leave()
+		if right {
+			g.setRight(o)
+			<-slot
+			return
+		}
+		time.AfterFunc(3*time.Since(start), func() { <-slot })
+	}, nil
+}
+
+// line is the queue of one network.
+type line struct {
+	place chan struct{} // of one
+	long  int           // who waits, and who is at it; guarded by guesses.mu
+}
+
+func (g *guesses) line(from netip.Prefix) *line {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	l := g.lines[from]
+	if l == nil {
+		l = &line{place: make(chan struct{}, 1)}
+		g.lines[from] = l
+	}
+	l.long++
+	return l
+}
+
+func (g *guesses) leave(from netip.Prefix, l *line) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if l.long--; l.long == 0 {
+		delete(g.lines, from)
+	}
+}
+
+var errBusy = errs.E(errs.Unavailable, "Very many people try to log in now; try again in a minute, or use an API token.")
+
+// takeSlot waits for a place to check a password in. There is one that only
+// those get who were right before.
+func takeSlot(ctx context.Context, right bool) (slot chan struct{}, err error) {
 	reserved := argonReserved
 	if !right {
 		reserved = nil // never ready
 	}
-	late := time.NewTimer(slotWait)
-	defer late.Stop()
 	select {
 	case argonSlots <- struct{}{}:
-		return func() { <-argonSlots }, nil
+		return argonSlots, nil
 	case reserved <- struct{}{}:
-		return func() { <-reserved }, nil
-	case <-late.C:
-		return nil, errs.E(errs.Unavailable, "Very many people try to log in now; try again in a minute, or use an API token.")
+		return reserved, nil
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, context.Cause(ctx)
 	}
 }

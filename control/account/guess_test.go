@@ -2,7 +2,9 @@ package account
 
 import (
 	"context"
+	"encoding/base64"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -82,22 +84,22 @@ func TestGuessingTokens(t *testing.T) {
 // of the process.
 func TestTheQueueForPasswords(t *testing.T) {
 	for range cap(argonSlots) {
-		release, err := takeSlot(t.Context(), false)
+		slot, err := takeSlot(t.Context(), false)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer release()
+		defer func() { <-slot }()
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := takeSlot(ctx, false); err == nil {
 		t.Error("there is a place for a stranger")
 	}
-	release, err := takeSlot(t.Context(), true)
+	slot, err := takeSlot(t.Context(), true)
 	if err != nil {
 		t.Fatal("no place for who was right before:", err)
 	}
-	release()
+	<-slot
 }
 
 // TestGuessesAreBounded: an attacker with very many addresses costs no memory,
@@ -112,5 +114,60 @@ func TestGuessesAreBounded(t *testing.T) {
 	}
 	if len(g.limit) > maxKnown+2 || len(g.right) > maxKnown {
 		t.Errorf("%d limits and %d places are remembered", len(g.limit), len(g.right))
+	}
+}
+
+// TestANetworkHasOnePlace: of many guesses from one network one is checked at a
+// time, and somebody elsewhere waits for that one alone.
+func TestANetworkHasOnePlace(t *testing.T) {
+	t.Parallel()
+	g := newGuesses()
+	one := newOrigin("192.0.2.66", "ann@example.org")
+	release, err := g.turn(t.Context(), one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := g.turn(ctx, newOrigin("192.0.2.66", "bob@example.org")); err == nil {
+		t.Error("two of one network at a time")
+	}
+	release(false)
+	other, err := g.turn(t.Context(), newOrigin("192.0.2.1", "bob@example.org"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	other(true)
+	if len(g.lines) != 0 {
+		t.Errorf("%d queues are left", len(g.lines))
+	}
+}
+
+// TestOldHashes: a password that was hashed at another cost is still right, and
+// is hashed anew once it was shown.
+func TestOldHashes(t *testing.T) {
+	t.Parallel()
+	s, _ := setup(t)
+	now := present
+	old := cost{1, 8 << 10, 4}
+	salt := []byte("0123456789abcdef")
+	hash := fmt.Sprintf("$argon2id$v=19$%s$%s$%s", old, base64.RawStdEncoding.EncodeToString(salt), base64.RawStdEncoding.EncodeToString(old.argon([]byte(password), salt)))
+	u, _, err := userByEmail(t.Context(), s.pool, "ann@example.org")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := setPassword(t.Context(), s.pool, u.ID, hash); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.CheckPassword(t.Context(), "192.0.2.1", "ann@example.org", "not this one"); err == nil {
+		t.Error("another password is right")
+	}
+	for range 2 {
+		if _, err := s.CheckPassword(t.Context(), "192.0.2.1", "ann@example.org", password); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, fresh, err := userByEmail(t.Context(), s.pool, "ann@example.org"); err != nil || !strings.Contains(fresh, now.String()) {
+		t.Errorf("kept as %s, %v", fresh, err)
 	}
 }

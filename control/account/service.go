@@ -146,16 +146,19 @@ func (s *Service) CheckPassword(ctx context.Context, remote, email, password str
 	if err != nil && !pg.IsNone(err) {
 		return User{}, fmt.Errorf("find user: %w", err)
 	}
-	release, err := takeSlot(ctx, s.guesses.isRight(from))
+	release, err := s.guesses.turn(ctx, from)
 	if err != nil {
 		return User{}, err
 	}
-	defer release()
-	if !checkPassword(hash, password) || u.Disabled {
+	right := checkPassword(hash, password) && !u.Disabled
+	release(right)
+	if !right {
 		return User{}, errs.E(errs.Unauthenticated, "E-mail address or password is wrong.")
 	}
-	s.guesses.setRight(from)
-	return u, nil
+	if isOld(hash) {
+		err = setPassword(ctx, s.pool, u.ID, hashPassword(password))
+	}
+	return u, err
 }
 
 // BySecret returns the caller behind an API token or session secret that was

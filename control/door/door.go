@@ -1,7 +1,7 @@
 // Package door bounds what strangers hold of a listener.
 //
 // It owns how many connections of one network, and of all, may be open whose
-// client has not shown yet who it is; how often somebody may guess is package
+// client has not shown yet who it is, and how often they may send something; how often somebody may guess is package
 // account's business, and MQTT has limits of its own in package broker. Its
 // invariant: whoever has shown who they are is not counted, so strangers keep
 // nobody out but others of their own network.
@@ -13,6 +13,16 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// How many requests with a body strangers of one network may send: logins, and
+// hosts that join.
+const (
+	askRate  = 20 // per second, after askBurst
+	askBurst = 200
+	maxAsks  = 10_000 // networks that are remembered
 )
 
 // Door counts the strangers of one listener.
@@ -24,6 +34,7 @@ type Door struct {
 
 	mu      sync.Mutex // guards what follows
 	from    map[netip.Prefix]int
+	asks    map[netip.Prefix]*rate.Limiter // forgotten when they are too many
 	all     int
 	refused int
 	told    time.Time
@@ -31,7 +42,7 @@ type Door struct {
 
 // New returns a door without anybody before it.
 func New(name string, perNetwork, total int, log *slog.Logger) *Door {
-	return &Door{name: name, perNetwork: perNetwork, total: total, log: log, from: map[netip.Prefix]int{}}
+	return &Door{name: name, perNetwork: perNetwork, total: total, log: log, from: map[netip.Prefix]int{}, asks: map[netip.Prefix]*rate.Limiter{}}
 }
 
 // Network is what one customer of a provider has: an IPv4 address, or the /64
@@ -72,6 +83,26 @@ func (d *Door) Enter(remote net.Addr) *Visit {
 	d.from[from]++
 	d.all++
 	return &Visit{door: d, from: from}
+}
+
+// ask counts one more request with a body, or refuses it.
+func (v *Visit) ask() bool {
+	d := v.door
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	l := d.asks[v.from]
+	if l == nil {
+		if len(d.asks) >= maxAsks {
+			clear(d.asks) // so many networks are one attacker's, whom the number of connections bounds
+		}
+		l = rate.NewLimiter(askRate, askBurst)
+		d.asks[v.from] = l
+	}
+	if l.Allow() {
+		return true
+	}
+	d.tell(v.from)
+	return false
 }
 
 // tell logs a refusal, at most once per minute; d.mu is held.

@@ -32,6 +32,13 @@ func (d *Door) Guard(srv *http.Server) {
 	}
 }
 
+// Ask reports whether a stranger may send one more request with a body. Who is
+// not guarded may.
+func Ask(ctx context.Context) bool {
+	v, _ := ctx.Value(visitKey{}).(*Visit)
+	return v == nil || v.ask()
+}
+
 // Known says that the request of ctx has shown whose it is.
 func Known(ctx context.Context) {
 	v, _ := ctx.Value(visitKey{}).(*Visit)

@@ -1,0 +1,144 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+const (
+	mostTimes = 2.0 // what an attack may make of somebody else's median
+	noise     = 3.0 // milliseconds that two cores shared by both ends add by themselves
+)
+
+// hostileAttacks are those of e2e/peer, in the order in which they are tried.
+var hostileAttacks = []string{
+	"a flood of statuses", "forged statuses", "security events", "wills by the thousand", "malformed MQTT",
+	"enrolments with 1 MB of labels", "slow-loris at HTTPS", "guessed passwords", "guessed tokens",
+	"SSH banners", "compressed bombs", "oversized headers",
+}
+
+// took are the samples that e2e/peer prints, by what was done.
+type took map[string][]float64
+
+func median(all []float64) float64 {
+	if len(all) == 0 {
+		return 0
+	}
+	return slices.Sorted(slices.Values(all))[len(all)/2]
+}
+
+func p95(all []float64) float64 {
+	if len(all) == 0 {
+		return 0
+	}
+	return slices.Sorted(slices.Values(all))[len(all)*95/100]
+}
+
+// TestHostilePeers: what a hostile peer does costs nobody else more than twice
+// the time, and changes nothing of theirs. Each attack is measured against the
+// quiet moments before and after it; the attacker runs at the lowest priority,
+// for it would have a machine of its own.
+func TestHostilePeers(t *testing.T) {
+	w := newWorld(t)
+	p, m := w.newPlane("--mqtt-listen", srvAddr+":8883"), w.machine()
+	t.Cleanup(func() { m.dump(t) })
+	p.login()
+	p.pushBusybox()
+	p.join(m, "--name box")
+	w.in("client", "remotegpu env create mine --image "+busyboxImage)
+	p.waitPhase("mine", "running", 60*time.Second)
+	p.sshKey()
+	before := p.life(m, "mine")
+	peer := filepath.Join(w.dir, "peer")
+	w.must("go", "build", "-o", peer, "./peer")
+	conf := p.peerConfig()
+	good := func(lasts time.Duration) (s took) {
+		t.Helper()
+		out, err := w.try("client", fmt.Sprintf("%s -config %s -for %v", peer, conf, lasts))
+		if err != nil || json.Unmarshal([]byte(out[strings.LastIndex(out, "{"):]), &s) != nil {
+			t.Fatalf("who behaves cannot work: %v %s", err, out)
+		}
+		return s
+	}
+	t.Logf("milliseconds, median / p95: quiet → beside the attack, and how many times the median")
+	for _, attack := range hostileAttacks {
+		t.Run(attack, func(t *testing.T) {
+			slow := ""
+			for range 3 { // whatever else this machine does is no attack of ours
+				if slow = w.beside(t, attack, good, func() *exec.Cmd {
+					return w.start("proxy", "peer.log", "nice", "-n", "19", peer, "-as", attack, "-config", conf, "-for", "6s")
+				}); slow == "" {
+					return
+				}
+			}
+			t.Error(slow)
+		})
+	}
+	if e := p.env("mine"); e.Phase != "running" || strings.Contains(e.Message, "forged") {
+		t.Errorf("another host's lies changed the environment: %+v", e)
+	}
+	if now := p.life(m, "mine"); now != before {
+		t.Errorf("the container is another: %s, was %s", now, before)
+	}
+	if out := w.in("client", "remotegpu env events mine"); strings.Contains(out, "Forged") {
+		t.Errorf("another host's event is among the environment's: %s", out)
+	}
+}
+
+// beside measures somebody who behaves before, beside and after an attack, and
+// says what of theirs takes too long.
+func (w *world) beside(t *testing.T, attack string, good func(time.Duration) took, begin func() *exec.Cmd) (slow string) {
+	t.Helper()
+	log := filepath.Join(w.dir, "peer.log")
+	os.Remove(log)
+	before := good(2 * time.Second)
+	cmd := begin()
+	time.Sleep(time.Second)
+	during := good(4 * time.Second)
+	cmd.Wait()
+	after := good(2 * time.Second)
+	for _, what := range []string{"request", "keystroke", "heartbeat", "login"} {
+		base, got := max(median(before[what]), median(after[what])), median(during[what])
+		t.Logf("%-9s %6.1f /%6.1f → %6.1f /%6.1f  %.1f×", what, base, max(p95(before[what]), p95(after[what])), got, p95(during[what]), got/base)
+		if got > mostTimes*base+noise {
+			slow += fmt.Sprintf("a %s takes %.1f ms, quiet %.1f; ", what, got, base)
+		}
+	}
+	said := strings.TrimSpace(tail(log))
+	t.Log(said)
+	if !regexp.MustCompile(`^[1-9]\d* tries`).MatchString(said) {
+		t.Errorf("%s: it did nothing: %s", attack, said)
+	}
+	return slow
+}
+
+// peerConfig writes what e2e/peer needs to know.
+func (p *plane) peerConfig() string {
+	w := p.w
+	var env struct{ ID, Host string }
+	if err := json.Unmarshal([]byte(w.in("client", "remotegpu env show mine")), &env); err != nil {
+		w.t.Fatal(err)
+	}
+	b, err := json.Marshal(map[string]string{
+		"Address": srvAddr, "HTTPS": "8443", "MQTT": "8883", "SSH": "2222",
+		"Token": w.in("client", "remotegpu token create peer"),
+		"Join":  regexp.MustCompile(`rgj_[0-9A-Z]+`).FindString(w.in("client", "remotegpu host join --uses 1000")),
+		"Key":   filepath.Join(w.dir, "id"), "Env": "mine.default", "Victim": env.Host, "Target": env.ID,
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	file := filepath.Join(w.dir, "peer.json")
+	if err := os.WriteFile(file, b, 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	return file
+}
