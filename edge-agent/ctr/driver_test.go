@@ -2,6 +2,7 @@ package ctr
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -84,6 +85,41 @@ func (r *registry) pushGPURoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.push("test/gpu", "1", ocispec.ImageConfig{}, layer)
+}
+
+// librarySpec is what remotegpu-nvml writes for a driver outside of the system's
+// folders: %[1]s has its library, %[2]s is the program.
+const librarySpec = `{"cdiVersion":"0.5.0","kind":"nvidia.com/gpu","devices":[{"name":"GPU-1","containerEdits":{"deviceNodes":[{"path":"/dev/nvidia0","hostPath":"/dev/null"}]}}],
+"containerEdits":{"hooks":[
+{"hookName":"createContainer","path":"%[2]s","args":["remotegpu-nvml","create-symlinks","--link","libcuda.so.1::/usr/local/nvidia/lib64/libcuda.so"]},
+{"hookName":"createContainer","path":"%[2]s","args":["remotegpu-nvml","enable-cuda-compat","--host-driver-version=570.124.06"]},
+{"hookName":"createContainer","path":"%[2]s","args":["remotegpu-nvml","update-ldcache","--ldconfig-path","/sbin/ldconfig","--folder","/usr/local/nvidia/lib64"]},
+{"hookName":"createContainer","path":"%[2]s","args":["remotegpu-nvml","disable-device-node-modification"]}],
+"mounts":[{"hostPath":"%[1]s/libcuda.so.570.124.06","containerPath":"/usr/local/nvidia/lib64/libcuda.so.570.124.06","options":["ro","nosuid","nodev","rbind","rprivate"]}]}}`
+
+// TestContainerFindsTheDriversLibrary has runc run the hooks of our program, so
+// that the image's own loader finds a library of the host's, here an empty one.
+func TestContainerFindsTheDriversLibrary(t *testing.T) {
+	dir := t.TempDir()
+	program := filepath.Join(dir, "remotegpu-nvml")
+	for _, line := range []string{
+		"CGO_ENABLED=1 go build -o " + program + " ../nvml",
+		"echo 'int nothing;' | gcc -shared -fPIC -Wl,-soname,libcuda.so.1 -x c -o " + dir + "/libcuda.so.570.124.06 -",
+	} {
+		if out, err := exec.Command("sh", "-c", line).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "nvidia.json"), fmt.Appendf(nil, librarySpec, dir, program), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	hub.pushGPURoot(t)
+	h := newHost(t, shared, func(c *Config) { c.CDIDirs = []string{dir} })
+	h.up(shell("vectoradd", func(w *protocol.Workload) { w.Image, w.GPUs = "{control}/test/gpu:1", []string{"GPU-1"} }))
+	h.ended()
+	if out := h.output(); !strings.Contains(out, "libcuda.so.1 has no cuInit") {
+		t.Errorf("the container's program says %q", out)
+	}
 }
 
 // gpuScript works on a host with the driver where others have it, too.
