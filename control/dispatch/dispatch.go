@@ -17,7 +17,10 @@ import (
 	"crypto/ed25519"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/remotegpu/remotegpu/control/pg"
 	"github.com/remotegpu/remotegpu/protocol"
@@ -37,6 +40,9 @@ type Config struct {
 	Presence  func(ctx context.Context, host string, p protocol.Presence) error
 	HostState func(ctx context.Context, host string, st protocol.Status) (event uint64, err error)
 	Workload  func(ctx context.Context, host string, st protocol.Status) error
+	// Beats notes statuses by host that say nothing new, and returns those hosts
+	// of which it could, since they are as they were.
+	Beats func(ctx context.Context, beats map[string]*protocol.Status) (noted []string, err error)
 }
 
 // Service is the dispatcher of one replica.
@@ -70,16 +76,31 @@ func Touch(ctx context.Context, tx pg.Tx, host string) (generation uint64, err e
 
 // Run wakes lanes on changes until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
-	s.lanes.start(ctx)
+	var working sync.WaitGroup
+	defer working.Wait()
+	working.Go(func() { s.lanes.run(ctx) })
 	return pg.Listen(ctx, s.pool, changed, func(host string) {
 		if host == "" { // a fresh connection: anything may have been missed
-			s.lanes.wakeAll()
+			s.wakeBehind(ctx)
 			return
 		}
 		if s.cfg.Connected(host) {
 			s.lanes.wake(host)
 		}
 	})
+}
+
+// wakeBehind wakes the lanes of hosts whose newest document is not theirs yet.
+func (s *Service) wakeBehind(ctx context.Context) {
+	hosts, err := behind(ctx, s.pool)
+	if err != nil {
+		s.log.Error("look for hosts without their newest document", "err", err)
+	}
+	for _, host := range hosts {
+		if s.cfg.Connected(host) {
+			s.lanes.wake(host)
+		}
+	}
 }
 
 // record is a row of desired_documents.
@@ -89,6 +110,9 @@ type record struct {
 	digest     []byte // SHA-256 of the document, as an agent's hello has it
 	document   []byte // signed
 }
+
+// fresh reports whether r has all wishes.
+func (r record) fresh() bool { return !r.dirty && len(r.document) > 0 }
 
 // held is the document that a host says it has.
 type held struct {
@@ -105,11 +129,14 @@ func (h held) forks(r record) bool {
 // when the host has a document that we know nothing of: after a restored backup
 // its generation may be above ours, or the same with another digest.
 func (s *Service) current(ctx context.Context, host string, has held) (r record, err error) {
+	if r, err = read(ctx, s.pool, host, ""); err == nil && r.fresh() && !has.forks(r) {
+		return r, nil
+	}
 	err = pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
 		if r, err = load(ctx, tx, host); err != nil {
 			return err
 		}
-		if !r.dirty && len(r.document) > 0 && !has.forks(r) {
+		if r.fresh() && !has.forks(r) {
 			return nil
 		}
 		workloads, err := s.cfg.Workloads(ctx, tx, host)
@@ -159,15 +186,28 @@ func load(ctx context.Context, tx pg.Tx, host string) (r record, err error) {
 	if _, err = tx.Exec(ctx, "insert into desired_documents (host_id) values ($1) on conflict do nothing", host); err != nil {
 		return r, err
 	}
+	return read(ctx, tx, host, " for update")
+}
+
+func read(ctx context.Context, db pg.DB, host, lock string) (r record, err error) {
 	var generation int64
-	err = tx.QueryRow(ctx, "select dirty, generation, digest, document from desired_documents where host_id = $1 for update", host).
+	err = db.QueryRow(ctx, "select dirty, generation, digest, document from desired_documents where host_id = $1"+lock, host).
 		Scan(&r.dirty, &generation, &r.digest, &r.document)
 	r.generation = uint64(generation)
 	return r, err
 }
 
-// acknowledge notes what a host has.
-func acknowledge(ctx context.Context, db pg.DB, host string, observed, applied uint64) error {
+// behind returns the hosts that do not have, or have not applied, what they shall.
+func behind(ctx context.Context, db pg.DB) ([]string, error) {
+	rows, err := db.Query(ctx, "select host_id from desired_documents where dirty or observed <> generation")
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
+// noteObserved notes what a host has.
+func noteObserved(ctx context.Context, db pg.DB, host string, observed, applied uint64) error {
 	_, err := db.Exec(ctx, `update desired_documents set observed = $2, applied = $3
 		where host_id = $1 and (observed, applied) is distinct from ($2, $3)`, host, int64(observed), int64(applied))
 	return err

@@ -319,9 +319,9 @@ func TestWhatTheDatabaseNeverTakes(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	time.Sleep(10 * quick[0])
-	ln.mu.Lock()
-	waiting := ln.status
-	ln.mu.Unlock()
+	w.svc.lanes.mu.Lock()
+	waiting := ln.todo.status
+	w.svc.lanes.mu.Unlock()
 	if waiting != nil {
 		t.Error("it waits to be tried again")
 	}
@@ -330,6 +330,60 @@ func TestWhatTheDatabaseNeverTakes(t *testing.T) {
 	for end := time.Now().Add(10 * time.Second); w.statuses.Load() == before; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the next status is not taken")
+		}
+	}
+}
+
+// TestHeartbeats: a status that says nothing new is noted with others, and
+// acknowledged; what is new, or comes from a host that is not as it was, is taken
+// whole.
+func TestHeartbeats(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.hello()
+	w.settle()
+	steps := []struct {
+		name     string
+		asBefore bool
+		change   func(*protocol.Status)
+		beat     bool
+		whole    bool
+	}{
+		{"the same as before", true, func(*protocol.Status) {}, true, false},
+		{"other use", true, func(st *protocol.Status) { st.Usage.CPUPercent = 50 }, true, false},
+		{"another phase", true, func(st *protocol.Status) {
+			st.Workloads = []protocol.WorkloadStatus{{ID: w.env, Phase: protocol.PhaseExited}}
+		}, false, true},
+		{"the phase before", true, func(*protocol.Status) {}, false, true},
+		{"an event", true, func(st *protocol.Status) { st.Events = []protocol.Event{{Seq: 1, Message: "x"}} }, false, true},
+		{"a sick GPU", true, func(st *protocol.Status) { st.Usage.GPUUsed = []protocol.GPUUsage{{UUID: "GPU-1"}} }, false, true},
+		{"healed", true, func(*protocol.Status) {}, false, true},
+		{"a host that is not known as there", false, func(*protocol.Status) {}, false, true},
+	}
+	for _, s := range steps {
+		w.asBefore.Store(s.asBefore)
+		beats, whole := w.beats.Load(), w.whole.Load()
+		w.mu.Lock()
+		a := w.agent
+		a.seq++
+		st := protocol.Status{Version: protocol.Version, Epoch: a.epoch, Seq: a.seq, Observed: a.generation, Applied: a.generation}
+		seq := a.seq
+		w.mu.Unlock()
+		s.change(&st)
+		w.send(w.svc.Status, st)
+		for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			w.mu.Lock()
+			acked := w.agent.acked >= seq
+			w.mu.Unlock()
+			if acked {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%s: not acknowledged", s.name)
+			}
+		}
+		if beat, all := w.beats.Load() > beats, w.whole.Load() > whole; beat != s.beat || all != s.whole {
+			t.Errorf("%s: as a heartbeat %v, whole %v", s.name, beat, all)
 		}
 	}
 }

@@ -2,8 +2,8 @@ package dispatch
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"github.com/remotegpu/remotegpu/control/pg"
@@ -14,7 +14,7 @@ import (
 func (s *Service) Hello(host string, payload []byte) {
 	var h protocol.Hello
 	if s.decode(host, payload, &h) {
-		s.lanes.change(host, func(ln *lane) { ln.hello = &h })
+		s.lanes.change(host, func(t *todo) { t.hello = &h })
 	}
 }
 
@@ -24,11 +24,7 @@ func (s *Service) Hello(host string, payload []byte) {
 func (s *Service) Status(host string, payload []byte) {
 	var st protocol.Status
 	if s.decode(host, payload, &st) {
-		s.lanes.change(host, func(ln *lane) {
-			if ln.status == nil || !older(&st, ln.status) {
-				ln.status = &st
-			}
-		})
+		s.lanes.take(host, &st)
 	}
 }
 
@@ -40,9 +36,9 @@ func older(a, b *protocol.Status) bool {
 func (s *Service) Presence(host string, payload []byte) {
 	var p protocol.Presence
 	if s.decode(host, payload, &p) {
-		s.lanes.change(host, func(ln *lane) {
-			ln.presence = append(ln.presence, p)
-			ln.presence = ln.presence[max(0, len(ln.presence)-maxPresence):]
+		s.lanes.change(host, func(t *todo) {
+			t.presence = append(t.presence, p)
+			t.presence = t.presence[max(0, len(t.presence)-maxPresence):]
 		})
 	}
 }
@@ -55,53 +51,35 @@ func (s *Service) decode(host string, payload []byte, v any) bool {
 	return err == nil
 }
 
-// work does all that waits in a lane and returns when to look again without
-// being woken; 0: never.
-func (s *Service) work(ctx context.Context, ln *lane, resync bool) time.Duration {
-	ln.mu.Lock()
-	hello, status, presence, touched := ln.hello, ln.status, ln.presence, ln.touched
-	ln.hello, ln.status, ln.presence, ln.touched = nil, nil, nil, false
-	ln.mu.Unlock()
-	for i, p := range presence {
-		if !s.done("presence", ln, s.cfg.Presence(ctx, ln.host, p)) {
-			return s.later(ln, func() { ln.putBack(hello, status, presence[i:], touched) })
+// work does all that waited for a host and returns when to look again without
+// being asked; 0: never.
+func (s *Service) work(ctx context.Context, ln *lane, now todo) time.Duration {
+	for len(now.presence) > 0 {
+		if !s.done("presence", ln, s.cfg.Presence(ctx, ln.host, now.presence[0])) {
+			return s.later(ln, now)
 		}
+		now.presence = now.presence[1:]
 	}
-	if hello != nil {
-		if !s.done("hello", ln, s.cfg.Hello(ctx, ln.host, *hello)) {
-			return s.later(ln, func() { ln.putBack(hello, status, nil, touched) })
+	if now.hello != nil {
+		if !s.done("hello", ln, s.cfg.Hello(ctx, ln.host, *now.hello)) {
+			return s.later(ln, now)
 		}
-		ln.has, touched = held{hello.Observed, hello.Digest}, true
+		ln.has, now.touched = held{now.hello.Observed, now.hello.Digest}, true
+		now.hello = nil
 	}
-	if status != nil && !s.takeStatus(ctx, ln, status) {
-		return s.later(ln, func() { ln.putBack(nil, status, nil, touched) })
+	if now.status != nil && !s.takeStatus(ctx, ln, now.status) {
+		return s.later(ln, now)
 	}
-	if touched || resync {
+	if now.touched {
 		ln.tries, ln.nextPub = 0, time.Time{}
 	}
 	return s.publish(ctx, ln)
 }
 
 // later puts back what could not be done, as when the database is away.
-func (s *Service) later(ln *lane, putBack func()) time.Duration {
-	ln.mu.Lock()
-	defer ln.mu.Unlock()
-	putBack()
+func (s *Service) later(ln *lane, left todo) time.Duration {
+	s.lanes.putBack(ln, left)
 	return s.repeats[0] + rand.N(s.repeats[0])
-}
-
-// putBack lets what could not be done wait again, behind what came meanwhile:
-// a newer message stands for an older one.
-func (ln *lane) putBack(hello *protocol.Hello, status *protocol.Status, presence []protocol.Presence, touched bool) {
-	if ln.hello == nil {
-		ln.hello = hello
-	}
-	if ln.status == nil {
-		ln.status = status
-	}
-	ln.presence = append(slices.Clone(presence), ln.presence...)
-	ln.presence = ln.presence[max(0, len(ln.presence)-maxPresence):]
-	ln.touched = ln.touched || touched
 }
 
 // afford returns the oldest of a status's events that may be kept now. Only they
@@ -124,14 +102,23 @@ func (s *Service) takeStatus(ctx context.Context, ln *lane, st *protocol.Status)
 	if err != nil {
 		return s.done("status", ln, err)
 	}
-	if !s.check("acknowledge", ln, acknowledge(ctx, s.pool, ln.host, st.Observed, st.Applied)) {
+	if !s.check("acknowledge", ln, noteObserved(ctx, s.pool, ln.host, st.Observed, st.Applied)) {
 		return false
 	}
 	if ln.has.generation != st.Observed {
 		ln.has = held{generation: st.Observed}
 	}
-	b, err := protocol.Marshal(protocol.Ack{Version: protocol.Version, Status: st.Seq, Event: event})
-	return s.check("encode ack", ln, err) && s.check("ack", ln, s.cfg.Publish(ln.host, protocol.TopicAck, b))
+	s.lanes.taken(ln, st)
+	return s.check("ack", ln, s.acknowledge(ln.host, st.Seq, event))
+}
+
+// acknowledge tells a host which status and events are kept.
+func (s *Service) acknowledge(host string, status, event uint64) error {
+	b, err := protocol.Marshal(protocol.Ack{Version: protocol.Version, Status: status, Event: event})
+	if err != nil {
+		return fmt.Errorf("encode ack: %w", err)
+	}
+	return s.cfg.Publish(host, protocol.TopicAck, b)
 }
 
 // publish sends the document while the host has not acknowledged it.

@@ -37,6 +37,9 @@ type world struct {
 	hellos    atomic.Int64
 	statuses  atomic.Int64 // that were taken
 	events    atomic.Int64 // that were kept
+	whole     atomic.Int64 // statuses taken whole
+	beats     atomic.Int64 // and as heartbeats
+	asBefore  atomic.Bool  // the host is known by its present connection
 
 	mu      sync.Mutex // guards what follows
 	history map[uint64][]byte
@@ -71,6 +74,7 @@ func newWorld(t *testing.T) *world {
 	w.exec("insert into hosts (id, name, public_key, state) values ($1, 'box', 'k', 'active')", w.host)
 	w.exec("create table wishes (n bigint not null)")
 	w.exec("insert into wishes values (1)")
+	w.asBefore.Store(true)
 	w.start()
 	t.Cleanup(w.stop)
 	return w
@@ -107,7 +111,20 @@ func (w *world) start() {
 			return nil
 		},
 		HostState: w.hostState(unless),
-		Workload:  func(context.Context, string, protocol.Status) error { return unless() },
+		Workload: func(context.Context, string, protocol.Status) error {
+			w.whole.Add(1)
+			return unless()
+		},
+		Beats: func(_ context.Context, beats map[string]*protocol.Status) (noted []string, err error) {
+			if !w.asBefore.Load() {
+				return nil, unless()
+			}
+			for host := range beats {
+				w.beats.Add(1)
+				noted = append(noted, host)
+			}
+			return noted, unless()
+		},
 	}, slog.New(slog.DiscardHandler))
 	svc.repeats = quick
 	ctx, cancel := context.WithCancel(context.Background())

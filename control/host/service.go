@@ -150,6 +150,19 @@ func (s *Service) Move(ctx context.Context, c auth.Caller, nameOrID, verb string
 
 // Hello takes what an agent says at the start of a connection.
 func (s *Service) Hello(ctx context.Context, id string, h protocol.Hello) error {
+	digest, err := digestOf(h.Inventory)
+	if err != nil {
+		return err
+	}
+	known, cameOnline, err := helloAgain(ctx, s.pool, id, h, digest)
+	switch {
+	case err != nil:
+		return fmt.Errorf("note hello: %w", err)
+	case known && cameOnline:
+		return s.announce(ctx, id, true)
+	case known:
+		return nil
+	}
 	return pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
 		if _, err := seen(ctx, tx, id, s.cfg.Replica, h.Epoch); err != nil {
 			return fmt.Errorf("note hello: %w", err)

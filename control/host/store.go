@@ -2,6 +2,8 @@ package host
 
 import (
 	"context"
+	"crypto/sha256"
+	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -12,7 +14,7 @@ import (
 
 // columns derive status and health, so that they can never disagree with what
 // they come from.
-const columns = `h.id, h.name, h.state, h.last_seen, h.registered_at, h.address, h.hostname, h.addresses, h.os, h.os_version,
+const columns = `h.id, h.name, h.state, greatest(h.last_seen, u.at) last_seen, h.registered_at, h.address, h.hostname, h.addresses, h.os, h.os_version,
 	h.kernel, h.arch, h.deployment, h.cpu_model, h.cpus, h.memory, h.disk, h.runtime, h.driver, h.cuda, h.agent, h.clock_offset,
 	h.labels, h.tags, h.groups,
 	coalesce(u.cpu_percent, 0) cpu_percent, coalesce(u.load1, 0) load1, coalesce(u.memory_used, 0) memory_used,
@@ -131,7 +133,11 @@ func nameTaken(ctx context.Context, db pg.DB, name string) (taken bool, err erro
 // present; one that another host has reported stays that host's, so that a
 // lying host can take nobody's, until that host is retired.
 func setInventory(ctx context.Context, tx pg.Tx, id string, inv protocol.Inventory) error {
-	_, err := tx.Exec(ctx, `update hosts set hostname = $2, os = $3, os_version = $4, kernel = $5, arch = $6, deployment = $7,
+	digest, err := digestOf(inv)
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, `update hosts set hostname = $2, os = $3, os_version = $4, kernel = $5, arch = $6, deployment = $7,
 		addresses = $8, cpu_model = $9, cpus = $10, memory = $11, disk = $12, runtime = $13, driver = $14, cuda = $15 where id = $1`,
 		id, inv.Hostname, inv.OS, inv.OSVersion, inv.Kernel, inv.Arch, inv.Deployment, nonNil(inv.Addresses), inv.CPUModel,
 		int32(inv.CPUs), int64(inv.Memory), int64(inv.Disk), inv.Runtime, inv.Driver, inv.CUDA)
@@ -158,7 +164,32 @@ func setInventory(ctx context.Context, tx pg.Tx, id string, inv protocol.Invento
 		uuids = append(uuids, g.UUID)
 	}
 	batch.Queue("update gpus set present = false where host_id = $1 and not uuid = any($2)", id, uuids)
+	batch.Queue(`update hosts set inventory = case when (select count(*) from gpus where host_id = $1 and present) = $2 then $3::bytea else '' end
+		where id = $1`, id, len(uuids), digest) // a GPU that is another host's may be ours some day
 	return tx.SendBatch(ctx, &batch).Close()
+}
+
+// digestOf tells inventories apart.
+func digestOf(inv protocol.Inventory) ([]byte, error) {
+	b, err := protocol.Marshal(&inv)
+	if err != nil {
+		return nil, fmt.Errorf("encode inventory: %w", err)
+	}
+	sum := sha256.Sum256(b)
+	return sum[:], nil
+}
+
+// helloAgain is seen for a host whose inventory is the one that was kept; else
+// it changes nothing.
+func helloAgain(ctx context.Context, db pg.DB, id string, h protocol.Hello, inventory []byte) (known, cameOnline bool, err error) {
+	err = db.QueryRow(ctx, `update hosts set online = true, epoch = $2, last_seen = now(), agent = $3, boot_id = $4, clock_offset = $5
+		from (select id, online from hosts where id = $1) old
+		where hosts.id = $1 and hosts.epoch <= $2 and hosts.state <> 'retired' and hosts.inventory = $6 returning not old.online`,
+		id, int64(h.Epoch), h.Agent, h.BootID, h.ClockOffset, inventory).Scan(&cameOnline)
+	if pg.IsNone(err) {
+		return false, false, nil
+	}
+	return err == nil, cameOnline, err
 }
 
 func nonNil(s []string) []string {
@@ -196,9 +227,11 @@ func lost(ctx context.Context, db pg.DB, replica string) ([]string, error) {
 	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
-// silent marks hosts offline that have not been heard for long.
+// silent marks hosts offline that have not been heard for long. Heartbeats are
+// in host_usage alone.
 func silent(ctx context.Context, db pg.DB, after time.Duration) ([]string, error) {
-	rows, err := db.Query(ctx, "update hosts set online = false where online and last_seen < now() - $1::interval returning id", after)
+	rows, err := db.Query(ctx, `update hosts set online = false where online and last_seen < now() - $1::interval
+		and not exists (select from host_usage where host_id = hosts.id and at >= now() - $1::interval) returning id`, after)
 	if err != nil {
 		return nil, err
 	}

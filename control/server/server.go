@@ -148,7 +148,7 @@ func (s *Server) wire(ctx context.Context) (err error) {
 	}
 	s.dispatch = dispatch.New(s.pool, dispatch.Config{
 		Key: key.desired, Workloads: s.envs.Workloads, Publish: s.publishToHost, Connected: s.broker.Connected,
-		Hello: s.hosts.Hello, Presence: s.hosts.Presence, HostState: s.hosts.Report, Workload: s.envs.Report,
+		Hello: s.hosts.Hello, Presence: s.hosts.Presence, HostState: s.hosts.Report, Workload: s.envs.Report, Beats: s.hosts.Beats,
 	}, s.log)
 	s.broker.Handle(protocol.TopicHello, s.dispatch.Hello)
 	s.broker.Handle(protocol.TopicStatus, s.dispatch.Status)

@@ -1,0 +1,87 @@
+package dispatch
+
+import (
+	"context"
+	"crypto/sha256"
+	"time"
+
+	"github.com/remotegpu/remotegpu/protocol"
+)
+
+// said is what a status says but for what changes all the time.
+func said(st *protocol.Status) (sum [sha256.Size]byte, err error) {
+	rest := protocol.Status{Epoch: st.Epoch, Observed: st.Observed, Applied: st.Applied, Workloads: st.Workloads}
+	for _, g := range st.Usage.GPUUsed {
+		rest.Usage.GPUUsed = append(rest.Usage.GPUUsed, protocol.GPUUsage{UUID: g.UUID, Healthy: g.Healthy})
+	}
+	b, err := protocol.Marshal(&rest)
+	return sha256.Sum256(b), err
+}
+
+// take lets a status wait: to be taken whole or, when it says nothing new, to be
+// noted as a heartbeat.
+func (l *lanes) take(host string, st *protocol.Status) {
+	now, err := said(st)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ln := l.of(host)
+	beat := err == nil && ln.said == now && len(st.Events) == 0 && ln.todo.empty() && !ln.busy && time.Since(ln.synced) < resync
+	if beat {
+		l.beats[host] = st
+		return
+	}
+	if ln.todo.status == nil || !older(st, ln.todo.status) {
+		ln.todo.status = st
+	}
+	l.enqueue(ln)
+}
+
+// taken notes what a status said that was taken whole.
+func (l *lanes) taken(ln *lane, st *protocol.Status) {
+	now, err := said(st)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == nil {
+		ln.said = now
+	}
+}
+
+func (l *lanes) takeBeats() map[string]*protocol.Status {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.beats) == 0 {
+		return nil
+	}
+	beats := l.beats
+	l.beats = make(map[string]*protocol.Status, len(beats))
+	return beats
+}
+
+// noteBeats notes heartbeats of many hosts in one statement and acknowledges
+// them. Those of hosts that are not as they were are taken whole. When it fails
+// nobody is acknowledged, and all say it again.
+func (s *Service) noteBeats(ctx context.Context, beats map[string]*protocol.Status) {
+	if len(beats) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, workTimeout)
+	defer cancel()
+	noted, err := s.cfg.Beats(ctx, beats)
+	if err != nil {
+		s.log.Error("note heartbeats", "err", err)
+		return
+	}
+	for _, host := range noted {
+		if err := s.acknowledge(host, beats[host].Seq, 0); err != nil {
+			s.log.Error("ack", "host", host, "err", err)
+		}
+		delete(beats, host)
+	}
+	for host, st := range beats {
+		s.lanes.change(host, func(t *todo) {
+			if t.status == nil || !older(st, t.status) {
+				t.status = st
+			}
+		})
+	}
+}
