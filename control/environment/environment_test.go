@@ -320,7 +320,7 @@ func TestHostLost(t *testing.T) {
 	}
 	w.wantPhase("doomed", PhaseDeleting, "when the host is back")
 	w.exec("update hosts set state = 'retired' where id = $1", h)
-	if err := w.followHost(ctx, h); err != nil {
+	if err := w.followHosts(ctx, []string{h}); err != nil {
 		t.Fatal(err)
 	}
 	if e := w.wantPhase("box", protocol.PhaseFailed, "gpu-1 was retired"); len(e.GPUs) != 0 {
@@ -344,7 +344,7 @@ func TestDrainedHostRunsNothing(t *testing.T) {
 	w.obey(h)
 	w.exec("update hosts set state = 'draining' where id = $1", h)
 	for range 2 {
-		if err := w.followHost(ctx, h); err != nil {
+		if err := w.followHosts(ctx, []string{h}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -353,7 +353,7 @@ func TestDrainedHostRunsNothing(t *testing.T) {
 	}
 	w.wantPhase("box", protocol.PhasePending, "drained")
 	w.exec("update hosts set state = 'active' where id = $1", h)
-	if err := w.followHost(ctx, h); err != nil {
+	if err := w.followHosts(ctx, []string{h}); err != nil {
 		t.Fatal(err)
 	}
 	var dirty bool

@@ -279,7 +279,7 @@ func (c *chaos) settle() {
 			if err := c.set(ctx, m, "online = true, state = 'active'"); err != nil {
 				c.t.Error(err)
 			}
-			if err := c.followHost(ctx, m.id); err != nil {
+			if err := c.followHosts(ctx, []string{m.id}); err != nil {
 				c.t.Error(err)
 			}
 			if err := c.obey(ctx, m); err != nil {

@@ -160,20 +160,18 @@ func setEventSeq(ctx context.Context, tx pg.Tx, host string, seq uint64) error {
 	return err
 }
 
-// noteDrained notes whether a host is drained, and reports whether that is
-// news to what runs there.
-func noteDrained(ctx context.Context, tx pg.Tx, host string) (changed bool, err error) {
-	err = tx.QueryRow(ctx, `insert into environment_reports as r (host_id, epoch, seq, drained)
-		select id, 0, 0, state in ('draining', 'maintenance') from hosts where id = $1 and state <> 'retired'
+// noteDrained notes whether hosts are drained, and returns those to which that is
+// news: what runs there must be told.
+func noteDrained(ctx context.Context, tx pg.Tx, hosts []string) ([]string, error) {
+	rows, err := tx.Query(ctx, `with now as (insert into environment_reports as r (host_id, epoch, seq, drained)
+		select h.id, 0, 0, h.state in ('draining', 'maintenance') from hosts h left join environment_reports k on k.host_id = h.id
+		where ($1::text[] is null or h.id = any($1)) and h.state <> 'retired' and k.drained is distinct from (h.state in ('draining', 'maintenance')) order by h.id
 		on conflict (host_id) do update set drained = excluded.drained where r.drained <> excluded.drained
-		returning r.drained or r.epoch > 0`, host).Scan(&changed)
-	if pg.IsNone(err) {
-		return false, nil
-	}
+		returning r.host_id, r.drained or r.epoch > 0 as news) select host_id from now where news order by host_id`, hosts)
 	if err != nil {
-		return false, fmt.Errorf("note draining: %w", err)
+		return nil, fmt.Errorf("note draining: %w", err)
 	}
-	return changed, nil
+	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
 // Event is something that happened to an environment.

@@ -26,17 +26,17 @@ func (s *Service) Run(ctx context.Context) error { return pg.Listen(ctx, s.pool,
 // Lead follows what happens to hosts until ctx ends: in one replica at a time.
 func (s *Service) Lead(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	hosts := make(chan string, 256)
 	g.Go(func() error {
-		return pg.Listen(ctx, s.pool, hostChanged, func(host string) {
-			select {
-			case hosts <- host:
-			case <-ctx.Done():
-			}
-		})
+		return pg.ListenMany(ctx, s.pool, hostChanged, func(hosts []string) { s.follow(ctx, hosts) })
 	})
 	g.Go(func() error {
-		s.followHosts(ctx, hosts)
+		for t := time.NewTicker(tick); ctx.Err() == nil; {
+			select {
+			case <-ctx.Done():
+			case <-t.C:
+				s.follow(ctx, nil)
+			}
+		}
 		return nil
 	})
 	return g.Wait()
@@ -55,31 +55,18 @@ func (s *Service) heard(payload string) {
 	}
 }
 
-func (s *Service) followHosts(ctx context.Context, hosts <-chan string) {
-	t := time.NewTicker(tick)
-	defer t.Stop()
-	for {
-		var host string
-		select {
-		case <-ctx.Done():
-			return
-		case host = <-hosts:
-		case <-t.C:
-		}
-		if err := s.followHost(ctx, host); err != nil && ctx.Err() == nil {
-			s.log.Error("follow change of host", "host", host, "err", err)
-		}
+func (s *Service) follow(ctx context.Context, hosts []string) {
+	if err := s.followHosts(ctx, hosts); err != nil && ctx.Err() == nil {
+		s.log.Error("follow changes of hosts", "hosts", len(hosts), "err", err)
 	}
 }
 
-// followHost gives a host whose life changed a new document, as draining stops
+// followHosts gives hosts whose life changed a new document, as draining stops
 // what runs there, and explains what became of environments whose host was
-// retired.
-func (s *Service) followHost(ctx context.Context, host string) error {
-	if host != "" {
-		if err := s.drained(ctx, host); err != nil {
-			return err
-		}
+// retired. With nil it looks at all hosts.
+func (s *Service) followHosts(ctx context.Context, hosts []string) error {
+	if err := s.drained(ctx, hosts); err != nil {
+		return err
 	}
 	lost, err := lostHosts(ctx, s.pool)
 	if err != nil {
@@ -93,15 +80,19 @@ func (s *Service) followHost(ctx context.Context, host string) error {
 	return nil
 }
 
-// drained gives a host a new document when draining has begun or ended.
-func (s *Service) drained(ctx context.Context, host string) error {
+// drained gives hosts a new document where draining has begun or ended.
+func (s *Service) drained(ctx context.Context, hosts []string) error {
 	return pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
-		changed, err := noteDrained(ctx, tx, host)
-		if err != nil || !changed {
+		changed, err := noteDrained(ctx, tx, hosts)
+		if err != nil {
 			return err
 		}
-		_, err = dispatch.Touch(ctx, tx, host)
-		return err
+		for _, host := range changed {
+			if _, err := dispatch.Touch(ctx, tx, host); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 

@@ -16,10 +16,10 @@ type Seen struct {
 	Presence protocol.Presence
 }
 
-// Presences returns who is there, for integrations: one host, or all when id is
-// empty. Retired hosts are not.
-func (s *Service) Presences(ctx context.Context, id string) ([]Seen, error) {
-	rows, err := s.pool.Query(ctx, "select id, epoch, online and state <> 'retired' from hosts where $1 in ('', id)", id)
+// Presences returns who is there, for integrations: some hosts, or all when ids is
+// nil. Retired hosts are not.
+func (s *Service) Presences(ctx context.Context, ids []string) ([]Seen, error) {
+	rows, err := s.pool.Query(ctx, "select id, epoch, online and state <> 'retired' from hosts where $1::text[] is null or id = any($1)", ids)
 	if err != nil {
 		return nil, fmt.Errorf("read presences: %w", err)
 	}

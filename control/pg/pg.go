@@ -12,8 +12,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -160,6 +163,44 @@ func Listen(ctx context.Context, pool *Pool, channel string, fn func(payload str
 		}
 	}
 	return nil
+}
+
+// ListenMany is Listen for who does the work of many at once: what comes while fn
+// is at work is handed over together, each payload once. With nil anything may
+// have been missed.
+func ListenMany(ctx context.Context, pool *Pool, channel string, fn func(payloads []string)) error {
+	var mu sync.Mutex // guards what follows
+	all := false
+	waiting := map[string]struct{}{}
+	wake := make(chan struct{}, 1)
+	go func() {
+		_ = Listen(ctx, pool, channel, func(payload string) { // it returns nil, with ctx
+			mu.Lock()
+			defer mu.Unlock()
+			all = all || payload == ""
+			waiting[payload] = struct{}{}
+			select {
+			case wake <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-wake:
+		}
+		mu.Lock()
+		now := slices.Sorted(maps.Keys(waiting))
+		if all {
+			now = nil
+		}
+		all = false
+		clear(waiting)
+		mu.Unlock()
+		fn(now)
+	}
 }
 
 func listenOnce(ctx context.Context, pool *Pool, channel string, fn func(string)) error {

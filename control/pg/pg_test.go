@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -40,6 +41,29 @@ func TestListenGetsWhatCommits(t *testing.T) {
 	if p := <-got; p != "done" {
 		t.Errorf("heard %q, want only what was committed", p)
 	}
+}
+
+// TestListenManyHandsOverTogether: what comes while work is done waits for the
+// next turn, each payload once.
+func TestListenManyHandsOverTogether(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	turns, goOn := make(chan []string), make(chan struct{})
+	go pg.ListenMany(t.Context(), pool, "news", func(p []string) { turns <- p; <-goOn })
+	if first := <-turns; first != nil {
+		t.Errorf("at first %q", first)
+	}
+	for _, p := range []string{"b", "a", "b", "c", "a"} {
+		if err := pg.Notify(t.Context(), pool, "news", p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(200 * time.Millisecond) // until they are there
+	goOn <- struct{}{}
+	if second := <-turns; !slices.Equal(second, []string{"a", "b", "c"}) {
+		t.Errorf("then %q", second)
+	}
+	close(goOn)
 }
 
 func TestListenComesBack(t *testing.T) {

@@ -14,12 +14,12 @@ import (
 // integrations read. It is made anew from the database at start, so a restart
 // loses none, and every replica's broker has it.
 func (s *Server) keepPresence(ctx context.Context) error {
-	return pg.Listen(ctx, s.pool, host.Changed, func(id string) {
+	return pg.ListenMany(ctx, s.pool, host.Changed, func(ids []string) {
 		within, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		all, err := s.hosts.Presences(within, id)
+		all, err := s.hosts.Presences(within, ids)
 		if err != nil {
-			s.log.Error("retain presence", "host", id, "err", err)
+			s.log.Error("retain presence", "hosts", len(ids), "err", err)
 			return
 		}
 		for _, seen := range all {
