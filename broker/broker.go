@@ -123,7 +123,7 @@ func New(cfg Config) (*Broker, error) {
 		principal: map[string]int{}, listeners: map[net.Listener]struct{}{},
 	}
 	b.server = mqtt.New(&mqtt.Options{
-		Capabilities: capabilities(cfg), InlineClient: true, SysTopicResendInterval: day,
+		Capabilities: capabilities(cfg), ClientNetReadBufferSize: 1024, InlineClient: true, SysTopicResendInterval: day,
 		Logger: slog.New(slog.DiscardHandler), // it logs whole packets; hook.go logs what matters
 	})
 	if err := b.server.AddHook(&hook{broker: b, log: cfg.Log}, nil); err != nil {

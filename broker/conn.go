@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -76,11 +77,15 @@ type wsConn struct {
 
 var _ net.Conn = (*wsConn)(nil)
 
+// Buffers are small, for they are held while nothing happens: what is larger is
+// read past them. One to write with is held during a write alone.
+var writeBufs sync.Pool
+
 // Browsers may come from anywhere: MQTT authenticates in CONNECT, never by
 // cookie.
 var upgrader = websocket.Upgrader{
 	Subprotocols: []string{"mqtt"}, HandshakeTimeout: connectTimeout,
-	ReadBufferSize: 4096, WriteBufferSize: 4096, CheckOrigin: func(*http.Request) bool { return true },
+	ReadBufferSize: 512, WriteBufferSize: 4096, WriteBufferPool: &writeBufs, CheckOrigin: func(*http.Request) bool { return true },
 }
 
 func (c *wsConn) Read(p []byte) (int, error) {

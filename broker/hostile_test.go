@@ -80,8 +80,9 @@ func TestADeafSubscriberHoldsNobodyUp(t *testing.T) {
 		})
 	}
 	g.Wait()
-	if heard.Load() != 2*each || time.Since(start) > patience {
-		t.Errorf("%d of %d messages in %v", heard.Load(), 2*each, time.Since(start))
+	until(t, "all messages are heard", func() bool { return heard.Load() == 2*each }) // the last PUBACK leaves before its handler runs
+	if took := time.Since(start); took > patience {
+		t.Errorf("it took %v", took)
 	}
 }
 

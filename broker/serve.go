@@ -65,7 +65,7 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		c.Close()
 		return
 	}
-	b.establish(c)
+	go b.establish(c) // what the request had is given back: it is more than a session needs
 }
 
 // establish serves one connection until it ends.

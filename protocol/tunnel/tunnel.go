@@ -41,7 +41,7 @@ const (
 
 	// readBufSize is held by every idle spare. Larger ones measure no faster:
 	// the most of a chunk is read past the buffer.
-	readBufSize = 4 << 10
+	readBufSize = 1 << 10
 
 	lingerFor  = 20 * time.Second // after a close, without a sign of life of a peer that still reads
 	lingerMost = 2 * time.Minute
