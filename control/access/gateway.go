@@ -14,6 +14,7 @@ import (
 	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/door"
 	"github.com/remotegpu/remotegpu/control/errs"
+	"github.com/remotegpu/remotegpu/control/pg"
 	"github.com/remotegpu/remotegpu/protocol"
 	"github.com/remotegpu/remotegpu/protocol/sshd"
 )
@@ -184,7 +185,7 @@ func (s *Service) serverConfig(ctx context.Context, known *visitor) (*ssh.Server
 func (s *Service) checkKey(ctx context.Context, key ssh.PublicKey) (*ssh.Permissions, error) {
 	c, err := s.cfg.ByKey(ctx, key)
 	if err != nil {
-		return nil, &ssh.BannerError{Err: err, Message: "RemoteGPU: " + ssh.FingerprintSHA256(key) + ": " + errs.Text(err) + "\r\n"}
+		return nil, &ssh.BannerError{Err: err, Message: "RemoteGPU: " + ssh.FingerprintSHA256(key) + ": " + text(err) + "\r\n"}
 	}
 	return &ssh.Permissions{ExtraData: map[any]any{callerKey{}: c}}, nil
 }
@@ -199,8 +200,11 @@ func callerOf(sc *ssh.ServerConn, known *visitor) auth.Caller {
 
 // text returns what the person at the terminal reads about err.
 func text(err error) string {
-	if errors.Is(err, context.DeadlineExceeded) {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
 		return "The host did not answer in time; try again, and look at: remotegpu host ls"
+	case errors.Is(err, context.Canceled): // who has gone reads nothing
+		return "The server is stopping; try again in a moment."
 	}
-	return errs.Text(err)
+	return errs.Text(pg.Meaning(err))
 }

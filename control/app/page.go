@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/remotegpu/remotegpu/control/errs"
+	"github.com/remotegpu/remotegpu/control/pg"
 	"github.com/remotegpu/remotegpu/control/web"
 	"github.com/remotegpu/remotegpu/protocol"
 )
@@ -25,6 +26,7 @@ var page = template.Must(template.New("page").Parse(`<!doctype html>
 // fail answers in place of an app: with a page to a person, with a problem
 // document to a program.
 func (s *Service) fail(w http.ResponseWriter, r *http.Request, err error) {
+	err = pg.Meaning(err)
 	kind, text := errs.KindOf(err), errs.Text(err)
 	if kind == errs.Internal {
 		id := protocol.NewID(protocol.PrefixRequest)

@@ -23,6 +23,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/tern/v2/migrate"
+
+	"github.com/remotegpu/remotegpu/control/errs"
 )
 
 // DB is a pool or a transaction: what a store function needs.
@@ -117,11 +119,31 @@ func IsUnique(err error, constraint string) bool {
 	return ok && e.Code == "23505" && (constraint == "" || e.ConstraintName == constraint)
 }
 
-// IsAway reports whether err says that the database cannot be reached now, or
-// is starting or stopping (SQLSTATE classes 08 and 57P).
+// Meaning gives err the sentence for a person that a state of the database is
+// worth. What has one, and what is a fault of ours, stays as it is.
+func Meaning(err error) error {
+	switch {
+	case err == nil || errs.KindOf(err) != errs.Internal:
+		return err
+	case IsText(err):
+		return errs.E(errs.Invalid, "A text in the request has a zero byte or is not UTF-8; leave it out.", err)
+	case IsFull(err):
+		return errs.E(errs.Unavailable, "The server's database has no room left on its disk; tell who runs the server. Nothing was changed.", err)
+	case IsAway(err):
+		return errs.E(errs.Unavailable, "The server's database does not answer right now; try again in a moment. Nothing was changed.", err)
+	}
+	return err
+}
+
+// IsFull reports whether err says that the database's disk is full.
+func IsFull(err error) bool { return Code(err) == "53100" }
+
+// IsAway reports whether err says that the database cannot be reached now, is
+// starting or stopping, or has no connection or memory to spare (SQLSTATE classes
+// 08, 57P and 53).
 func IsAway(err error) bool {
 	if code := Code(err); code != "" {
-		return strings.HasPrefix(code, "08") || strings.HasPrefix(code, "57P")
+		return strings.HasPrefix(code, "08") || strings.HasPrefix(code, "57P") || strings.HasPrefix(code, "53")
 	}
 	_, connecting := errors.AsType[*pgconn.ConnectError](err)
 	_, broken := errors.AsType[*net.OpError](err)

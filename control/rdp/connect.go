@@ -12,6 +12,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/errs"
+	"github.com/remotegpu/remotegpu/control/pg"
 	"github.com/remotegpu/remotegpu/control/web"
 	"github.com/remotegpu/remotegpu/protocol/tunnel"
 )
@@ -153,7 +154,7 @@ func (p *page) refuse(err error) error {
 	if marshalErr == nil {
 		marshalErr = p.write(b)
 	}
-	reason := errs.Text(err)
+	reason := errs.Text(pg.Meaning(err))
 	if len(reason) > 120 { // a close frame holds 123 bytes
 		reason = reason[:120]
 	}

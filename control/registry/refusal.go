@@ -7,6 +7,7 @@ import (
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 
 	"github.com/remotegpu/remotegpu/control/errs"
+	"github.com/remotegpu/remotegpu/control/pg"
 )
 
 // answer is a response in which a refusal says why. Distribution tells every
@@ -66,7 +67,7 @@ type challenge struct{ error }
 // a user name and a password.
 func (c challenge) SetHeaders(r *http.Request, w http.ResponseWriter) {
 	if a, ok := r.Context().Value(answerKey{}).(*answer); ok {
-		a.refused = c.error
+		a.refused = pg.Meaning(c.error)
 	}
 	if errs.KindOf(c.error) == errs.Unauthenticated {
 		w.Header().Set("WWW-Authenticate", `Basic realm="RemoteGPU: any user name, an API token as password"`)

@@ -81,7 +81,7 @@ func (s *Server) passwordLogin(ctx context.Context, c auth.Caller, email, passwo
 // mqttPrincipal finds out who connects to the broker.
 func (s *Server) mqttPrincipal(ctx context.Context, c broker.Credentials) (broker.Principal, error) {
 	caller, err := s.mqttCaller(ctx, c)
-	if pg.IsAway(err) {
+	if pg.IsAway(err) || pg.IsFull(err) {
 		return broker.Principal{}, fmt.Errorf("%w: %w", broker.ErrUnavailable, err)
 	}
 	p := broker.Principal{Kind: broker.KindUser, ID: caller.ID, Admin: caller.Admin, Workspaces: caller.Workspaces()}

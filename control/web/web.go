@@ -167,7 +167,7 @@ var statuses = map[errs.Kind]int{
 
 // Status is the HTTP status that an error stands for, for Raw routes whose
 // answer is no HTTP.
-func Status(err error) int { return statuses[errs.KindOf(err)] }
+func Status(err error) int { return statuses[errs.KindOf(pg.Meaning(err))] }
 
 // problem makes the answer of a Register route that has failed.
 func (a *API) problem(ctx context.Context, err error) error {
@@ -177,16 +177,13 @@ func (a *API) problem(ctx context.Context, err error) error {
 
 // judge returns what an error means and what a person may know of it.
 func (a *API) judge(req string, err error) (errs.Kind, string) {
-	kind, text := errs.KindOf(err), errs.Text(err)
-	if kind != errs.Internal {
-		return kind, text
+	meant := pg.Meaning(err)
+	kind, text := errs.KindOf(meant), errs.Text(meant)
+	if errs.KindOf(err) == errs.Internal && kind != errs.Invalid {
+		a.log.Error("request failed", "req", req, "err", err)
 	}
-	if pg.IsText(err) {
-		return errs.Invalid, "A text in the request has a zero byte or is not UTF-8; leave it out."
+	if kind == errs.Internal {
+		text = "Internal error. The server's log tells more under request " + req + "."
 	}
-	a.log.Error("request failed", "req", req, "err", err)
-	if pg.IsAway(err) {
-		return errs.Unavailable, "The server's database does not answer right now; try again in a moment. Nothing was changed."
-	}
-	return kind, "Internal error. The server's log tells more under request " + req + "."
+	return kind, text
 }
