@@ -72,7 +72,7 @@ func TestAutonomy(t *testing.T) {
 		p.kill()
 		m.unplug()
 		m.boot()
-		m.must(`sh -c 'set -a; . /etc/remotegpu/agent.env; setsid /usr/local/bin/remotegpu-agent supervise >/dev/null 2>&1 </dev/null &'`)
+		m.must(atBoot)
 		eventually(t, 60*time.Second, "the container is back by itself", func() string {
 			if n := m.containers(); n != 1 {
 				return fmt.Sprintf("%d containers", n)
@@ -89,6 +89,9 @@ func TestAutonomy(t *testing.T) {
 		})
 	})
 }
+
+// atBoot is what starts the agent where there is no systemd.
+const atBoot = `sh -c 'set -a; . /etc/remotegpu/agent.env; setsid /usr/local/bin/remotegpu-agent supervise >/dev/null 2>&1 </dev/null &'`
 
 // life returns pid and start time of an environment's container, as the kernel
 // has them.

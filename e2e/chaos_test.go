@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -35,7 +36,7 @@ const (
 	// restWithin is how long the system may take to come to rest: an agent's
 	// longest pause between tries to connect is a minute.
 	restWithin = 2 * time.Minute
-	restAbout  = 12 * time.Second // to count rounds with
+	restAbout  = 4 * time.Second // to count rounds with
 	// moreGoroutines is what one more or less of the pools of a program in the same
 	// state has.
 	moreGoroutines = 60
@@ -43,19 +44,20 @@ const (
 
 // TestChaos breaks everything by a plan, while environments come and go and
 // people work in them, and checks the invariants of package chaos all the time.
-// RG_CHAOS_SEED, _MINUTES and _HOSTS choose another run: see make chaos.
+// RG_CHAOS_SEED, _MINUTES, _HOSTS and _AGENTS choose another run: see make chaos.
 func TestChaos(t *testing.T) {
 	w := newWorld(t)
 	seed, minutes, hosts := number(t, "RG_CHAOS_SEED", chaosSeed), number(t, "RG_CHAOS_MINUTES", chaosMinutes), int(number(t, "RG_CHAOS_HOSTS", chaosHosts))
-	y := w.newYard(hosts, uint64(seed))
+	agents := int(number(t, "RG_CHAOS_AGENTS", 0))
+	y := w.newYard(hosts, agents, uint64(seed))
 	run := &chaos.Run{
-		System: chaos.System{Faults: y.faults(), Look: y.look, Rest: y.rest, Resume: y.resume, Log: t.Logf},
+		System: chaos.System{Faults: y.faults(), Look: y.look, Rest: y.rest, Resume: y.resume, Clear: y.wisher.clear, Log: t.Logf},
 		Seed:   uint64(seed), Calm: restWithin,
 		Shape: chaos.Shape{
-			Rounds: max(1, int(minutes*60/(stormLasts+restAbout).Seconds())), Storm: stormLasts, Pause: 3 * time.Second,
-			Parts: map[string]int{partHost: hosts, partControl: 1, partClient: 1},
+			Rounds: max(1, int(minutes*60/(stormLasts+restAbout).Seconds())), Storm: stormLasts, Pause: 2 * time.Second,
+			Parts: map[string]int{partHost: hosts, partControl: 1, partClient: 1, partSim: agents},
 		},
-		Replay: fmt.Sprintf("make chaos SEED=%v MINUTES=%v HOSTS=%d", seed, minutes, hosts),
+		Replay: fmt.Sprintf("make chaos SEED=%v MINUTES=%v HOSTS=%d AGENTS=%d", seed, minutes, hosts, agents),
 	}
 	before := y.goroutines()
 	report := run.Do(t.Context())
@@ -67,7 +69,7 @@ func TestChaos(t *testing.T) {
 	if report.Broke == nil {
 		for name, n := range y.goroutines() {
 			report.Notes = append(report.Notes, fmt.Sprintf("Goroutines of %s: %d at the start, %d at the end.", name, before[name], n))
-			if n > before[name]+moreGoroutines {
+			if n > before[name]+moreGoroutines+agents/10 {
 				t.Errorf("%s has %d goroutines at the end, %d at the start", name, n, before[name])
 			}
 		}
@@ -90,8 +92,8 @@ func number(t *testing.T, name string, otherwise float64) float64 {
 		return otherwise
 	}
 	n, err := strconv.ParseFloat(text, 64)
-	if err != nil || n <= 0 {
-		t.Fatalf("%s=%q is no number above 0", name, text)
+	if err != nil || n < 0 {
+		t.Fatalf("%s=%q is no number from 0", name, text)
 	}
 	return n
 }
@@ -104,6 +106,7 @@ type yard struct {
 	p      *plane
 	seed   uint64
 	boxes  []*box
+	fleet  *fleet // nil: none
 	shells []*work
 	wisher *wisher
 	api    *http.Client // of the API, in the client's network
@@ -121,20 +124,24 @@ type yard struct {
 // box is one of the hosts.
 type box struct {
 	*machine
-	name  string
-	id    string
-	line  *chaos.Line
-	dns   *chaos.Names
-	ctr   *client.Client
-	dir   string // the agent's data folder, on the machine
+	name string
+	id   string
+	line *chaos.Line
+	dns  *chaos.Names
+	dir  string // the agent's data folder, on the machine
+
+	mu    sync.Mutex // guards what follows, and the machine's going off and on
 	boots int
+	ctr   *client.Client // nil: it has to be made
 }
 
 // newYard starts everything: an environment per host that is asked nothing, and
 // somebody who works in it.
-func (w *world) newYard(hosts int, seed uint64) *yard {
+func (w *world) newYard(hosts, agents int, seed uint64) *yard {
 	w.t.Helper()
-	y := &yard{t: w.t, w: w, p: w.newPlane("--url", "https://"+cloudName+":8443"), seed: seed, read: map[string]int64{}}
+	y := &yard{t: w.t, w: w, seed: seed, read: map[string]int64{}}
+	w.small(y.disk())
+	y.p = w.newPlane("--url", "https://"+cloudName+":8443")
 	y.api = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
 		DialContext:     func(_ context.Context, _, address string) (net.Conn, error) { return w.dial("client", address) },
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true,
@@ -147,9 +154,15 @@ func (w *world) newYard(hosts int, seed uint64) *yard {
 	for i := range hosts {
 		y.boxes = append(y.boxes, y.newBox(i))
 	}
+	if agents > 0 {
+		y.fleet = y.newFleet(agents)
+	}
 	y.wisher = newWisher(y)
 	for i, b := range y.boxes {
 		y.wisher.keep(b)
+		if i == y.spared() {
+			break // its power goes, and with it all that runs there
+		}
 		y.shells = append(y.shells, w.newWork(w.t, b.kept(), seed+uint64(i), 100*time.Millisecond))
 	}
 	for _, k := range y.shells {
@@ -157,6 +170,28 @@ func (w *world) newYard(hosts int, seed uint64) *yard {
 	}
 	y.wisher.run(w.t.Context())
 	return y
+}
+
+// hosts is how many there are, real and simulated.
+func (y *yard) hosts() int {
+	if y.fleet == nil {
+		return len(y.boxes)
+	}
+	return len(y.boxes) + y.fleet.agents
+}
+
+// disk is where the control plane keeps what it has.
+func (y *yard) disk() string { return filepath.Join(y.w.dir, "srv") }
+
+// spared is the number of hosts whose power never goes: all but one, or the only one.
+func (y *yard) spared() int { return max(1, len(y.boxes)-1) }
+
+// small makes a folder a disk of its own, which can be full. A tmpfs takes
+// memory only as it is filled.
+func (w *world) small(dir string) {
+	w.t.Helper()
+	w.must("sh", "-c", "mkdir -p "+dir+" && mount -t tmpfs -o mode=755,size="+diskSize+" tmpfs "+dir)
+	w.t.Cleanup(func() { exec.Command("umount", "-l", dir).Run() })
 }
 
 // kept is the name of the box's environment of which nothing is asked.
@@ -171,20 +206,16 @@ func (y *yard) newBox(i int) *box {
 	if i > 0 {
 		role, dev = y.w.hostBehind(i)
 	}
-	b.machine = y.w.machineIn(role)
+	disk := filepath.Join(y.w.dir, role+"-data")
+	y.w.small(disk)
+	b.machine = y.w.machineIn(role, bind{disk, "/opt/data"})
 	y.t.Cleanup(func() { b.dump(y.t) })
 	y.bad(b, dev, router, strconv.Itoa(9000+i))
-	// A tmpfs takes memory only as it is filled, and can be full.
-	b.must("mkdir /opt/data && mount -t tmpfs -o size=1100m tmpfs /opt/data && rm -f /etc/resolv.conf && echo nameserver " + router + " >/etc/resolv.conf")
+	b.must("rm -f /etc/resolv.conf && echo nameserver " + router + " >/etc/resolv.conf")
 	y.p.join(b.machine, "--name "+b.name+" --data-dir "+b.dir)
 	const program = "/usr/local/bin/remotegpu-agent" // whose clock can jump
 	b.must("cp " + y.agent + " " + program + ".new && mv " + program + ".new " + program)
 	b.kill(y.t, "remotegpu-agent run")
-	var err error
-	if b.ctr, err = client.New(b.path("/run/containerd/containerd.sock"), client.WithDefaultNamespace("remotegpu"), client.WithTimeout(seeWithin)); err != nil {
-		y.t.Fatal(err)
-	}
-	y.t.Cleanup(func() { b.ctr.Close() })
 	return b
 }
 

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -19,6 +20,7 @@ const (
 	partHost    = "host"
 	partControl = "control plane"
 	partClient  = "client"
+	partSim     = "simulated host"
 )
 
 // act is half of a fault.
@@ -38,6 +40,7 @@ func (y *yard) faults() []chaos.Fault {
 		{Name: "clock jumps", On: partHost, Least: 3 * s, Most: 12 * s, Do: y.jump, Undo: y.onHost("rm -f " + skewFile)},
 		{Name: "disk full", On: partHost, Least: 3 * s, Most: 10 * s, Do: y.onHost(fillDisk), Undo: y.onHost(emptyDisk)},
 
+		{Name: "host loses power", On: partHost, From: y.spared(), Most: 8 * s, Do: y.powerOff, Undo: y.powerOn},
 		{Name: "DNS gone", On: partHost, Least: 2 * s, Most: 12 * s, Do: y.loseNames, Undo: y.findNames},
 		{Name: "connections reset", On: partHost, Do: y.resetSome},
 		{Name: "connections half open", On: partHost, Do: y.halve},
@@ -54,6 +57,7 @@ func (y *yard) faults() []chaos.Fault {
 		{Name: "server killed", On: partControl, Most: 5 * s, Do: y.endServer(syscall.SIGKILL), Undo: y.serverBack},
 		{Name: "server restarted", On: partControl, Do: y.endServer(syscall.SIGTERM), Undo: y.serverBack},
 		frozen("server stands still", partControl, 10*s, server),
+		{Name: "server's disk full", On: partControl, Least: 3 * s, Most: 8 * s, Do: y.fillServer, Undo: y.emptyServer},
 		{Name: "database killed", On: partControl, Do: kill(y.postmaster)},
 		frozen("database stands still", partControl, 8*s, y.database),
 
@@ -61,6 +65,10 @@ func (y *yard) faults() []chaos.Fault {
 		{Name: "client silent", On: partClient, Least: s, Most: 8 * s,
 			Do:   y.line("client", "nft add table inet hush && nft 'add chain inet hush in { type filter hook input priority 0; policy drop; }' && nft 'add chain inet hush out { type filter hook output priority 0; policy drop; }'"),
 			Undo: y.line("client", "nft delete table inet hush")},
+
+		{Name: "simulated host cut", On: partSim, Do: y.does("cut")},
+		{Name: "simulated host's line dead", On: partSim, Least: 2 * s, Most: 20 * s, Do: y.does("hang"), Undo: y.does("well")},
+		{Name: "simulated host's runtime down", On: partSim, Least: s, Most: 15 * s, Do: y.does("down"), Undo: y.does("up")},
 	}
 }
 
@@ -150,9 +158,40 @@ func (y *yard) findNames(_ context.Context, h chaos.Hit) error {
 }
 
 const (
+	diskSize  = "1100m"
 	fillDisk  = "mount -o remount,size=$(du -sk /opt/data | cut -f1)k /opt/data; (cat /dev/zero >/opt/data/filler || :) 2>/dev/null"
-	emptyDisk = "mount -o remount,size=1100m /opt/data && rm -f /opt/data/filler"
+	emptyDisk = "mount -o remount,size=" + diskSize + " /opt/data && rm -f /opt/data/filler"
 )
+
+func (y *yard) fillServer(ctx context.Context, h chaos.Hit) error {
+	return y.line("srv", strings.ReplaceAll(fillDisk, "/opt/data", y.disk()))(ctx, h)
+}
+
+func (y *yard) emptyServer(ctx context.Context, h chaos.Hit) error {
+	return y.line("srv", strings.ReplaceAll(emptyDisk, "/opt/data", y.disk()))(ctx, h)
+}
+
+// powerOff ends all that runs on a host.
+func (y *yard) powerOff(_ context.Context, h chaos.Hit) error {
+	b := y.boxes[h.Part]
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.boots++
+	if b.ctr != nil {
+		b.ctr.Close()
+		b.ctr = nil
+	}
+	b.unplug()
+	return nil
+}
+
+func (y *yard) powerOn(ctx context.Context, h chaos.Hit) error {
+	b := y.boxes[h.Part]
+	b.mu.Lock()
+	b.boot()
+	b.mu.Unlock()
+	return y.onHost(atBoot)(ctx, h)
+}
 
 func (y *yard) onHost(line string) act {
 	return func(_ context.Context, h chaos.Hit) error {

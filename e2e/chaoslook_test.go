@@ -17,6 +17,7 @@ import (
 
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	taskapi "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/jackc/pgx/v5"
 
@@ -40,8 +41,23 @@ func (y *yard) look(was, now *chaos.Seen) {
 	now.Wishes, now.Audit = map[string]chaos.Wish{}, map[string]chaos.Access{}
 	maps.Copy(now.Wishes, was.Wishes)
 	maps.Copy(now.Audit, was.Audit)
+	simulated, fleetErr := y.fleet.look()
 	rows, err := y.query()
 	all.Wait()
+	if fleetErr != nil {
+		y.say("the fleet: " + fleetErr.Error())
+	}
+	for name, r := range rows.hosts {
+		if h, ok := simulated[r.id]; ok {
+			h.Made, h.Online = r.made, r.online
+			now.Hosts[name] = h
+		}
+	}
+	for name, h := range was.Hosts {
+		if _, ok := now.Hosts[name]; !ok {
+			now.Hosts[name] = h
+		}
+	}
 	for i, b := range y.boxes {
 		if r, ok := rows.hosts[b.name]; ok {
 			b.id, hosts[i].Made, hosts[i].Online = r.id, r.made, r.online
@@ -72,12 +88,14 @@ func (y *yard) look(was, now *chaos.Seen) {
 	}
 	now.Said = y.complaints()
 	if now.Quiet {
-		now.Levels = y.levels()
+		now.Levels = y.levels(now)
 	}
 }
 
 // look sees one host; was is how it was seen last.
 func (b *box) look(was chaos.Host) chaos.Host {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	now := was
 	now.Boot = b.boots
 	if containers, err := b.containers(was); err == nil {
@@ -102,6 +120,15 @@ func (b *box) look(was chaos.Host) chaos.Host {
 func (b *box) containers(was chaos.Host) (alive []chaos.Container, err error) {
 	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), "remotegpu"), seeWithin)
 	defer cancel()
+	if b.first() == 0 {
+		return nil, errors.New("it has no power")
+	}
+	if b.ctr == nil {
+		b.ctr, err = client.New(b.path("/run/containerd/containerd.sock"), client.WithDefaultNamespace("remotegpu"), client.WithTimeout(seeWithin))
+		if err != nil {
+			return nil, err
+		}
+	}
 	records, err := b.ctr.ContainerService().List(ctx)
 	if err != nil {
 		return nil, err
@@ -152,6 +179,7 @@ func (b *box) life(pid string) string {
 // rows is what the database says.
 type rows struct {
 	hosts  map[string]hostRow // by name
+	names  map[string]string  // of hosts, by id
 	wishes map[string]chaos.Wish
 	noted  map[string]chaos.Access
 }
@@ -172,12 +200,12 @@ func (y *yard) query() (r rows, err error) {
 		return r, err
 	}
 	defer db.Close(ctx)
-	r = rows{map[string]hostRow{}, map[string]chaos.Wish{}, map[string]chaos.Access{}}
+	r = rows{map[string]hostRow{}, map[string]string{}, map[string]chaos.Wish{}, map[string]chaos.Access{}}
 	var name string
 	var h hostRow
 	var made int64
 	_, err = each(ctx, db, `select h.name, h.id, h.online, coalesce(d.generation, 0) from hosts h left join desired_documents d on d.host_id = h.id`,
-		[]any{&name, &h.id, &h.online, &made}, func() { h.made = uint64(made); r.hosts[name] = h })
+		[]any{&name, &h.id, &h.online, &made}, func() { h.made = uint64(made); r.hosts[name], r.names[h.id] = h, name })
 	var id string
 	var w chaos.Wish
 	if err == nil {
@@ -186,11 +214,7 @@ func (y *yard) query() (r rows, err error) {
 			from environments e left join host_allocations a on a.workload = e.id`,
 			[]any{&id, &w.Name, &w.Host, &w.Runs, &w.Settled}, func() {
 				wish := w
-				for name, h := range r.hosts {
-					if h.id == w.Host {
-						wish.Host = name
-					}
-				}
+				wish.Host = r.names[w.Host]
 				r.wishes[id] = wish
 			})
 	}
@@ -281,12 +305,14 @@ func (y *yard) resume() {
 }
 
 // levels is what the programs take.
-func (y *yard) levels() map[string]chaos.Level {
+func (y *yard) levels(now *chaos.Seen) map[string]chaos.Level {
 	l := map[string]chaos.Level{"the server": level(y.p.cmd.Process.Pid)}
 	for _, b := range y.boxes {
 		for name, words := range map[string]string{"the agent of ": "remotegpu-agent run", "containerd of ": "containerd --"} {
 			if found := b.running([]string{words}); len(found) == 1 {
-				l[name+b.name] = level(found[0])
+				of := level(found[0])
+				of.Has = len(now.Hosts[b.name].Containers)
+				l[name+b.name] = of
 			}
 		}
 	}

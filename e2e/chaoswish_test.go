@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -67,7 +68,7 @@ func spec(name string, gpus int, host string) map[string]any {
 
 // run asks until ctx ends.
 func (w *wisher) run(ctx context.Context) {
-	go w.loop(ctx, 600*time.Millisecond, w.change)
+	go w.loop(ctx, 600*time.Millisecond/time.Duration(1+w.y.hosts()/50), w.change)
 	for _, b := range w.y.boxes {
 		go w.loop(ctx, 2*time.Second, func() { w.visit(b.kept()) })
 	}
@@ -133,7 +134,7 @@ func (w *wisher) change() {
 			names = append(names, name)
 		}
 	}
-	if len(names) == 0 || len(names) < mostEnvironments*len(w.y.boxes) && w.rnd.IntN(3) == 0 {
+	if len(names) == 0 || len(names) < mostEnvironments*w.y.hosts() && w.rnd.IntN(3) == 0 {
 		w.next++
 		name := fmt.Sprint("comes-", w.next)
 		w.mu.Unlock()
@@ -151,6 +152,15 @@ func (w *wisher) change() {
 		w.ask(name, http.MethodPost, "/"+name+"/restart", nil)
 	case 3:
 		w.ask(name, http.MethodDelete, "/"+name, nil)
+	}
+}
+
+// clear deletes all that came and has not gone.
+func (w *wisher) clear() {
+	for name := range w.counts() {
+		if strings.HasPrefix(name, "comes-") {
+			w.ask(name, http.MethodDelete, "/"+name, nil)
+		}
 	}
 }
 
@@ -214,7 +224,10 @@ func (w *wisher) visit(name string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err != nil || out != said {
-		w.answer["no visit"]++
+		if strings.Contains(out, "Internal error") {
+			w.y.say("ssh " + name + ": " + out)
+		}
+		w.answer["no visit: "+out[strings.LastIndex(out, "\n")+1:]]++
 		return
 	}
 	g = w.went[name]
@@ -240,5 +253,9 @@ func (w *wisher) accesses() map[string]went {
 func (w *wisher) String() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return fmt.Sprint("Answers to what was asked meanwhile: ", strings.TrimPrefix(fmt.Sprint(w.answer), "map"), ".")
+	text := "Answers to what was asked meanwhile:"
+	for _, answer := range slices.Sorted(maps.Keys(w.answer)) {
+		text += fmt.Sprintf("\n- %s: %d", answer, w.answer[answer])
+	}
+	return text + "\n"
 }

@@ -20,9 +20,13 @@ type machine struct {
 	role  string // whose network it has
 	init  *exec.Cmd
 	files string // what lives on its disk
+	binds []bind // plain folders of it
 	env   []string
 	cwd   string // where sh starts; empty: /
 }
+
+// bind is a folder of a machine that lies as it is on this one.
+type bind struct{ here, there string }
 
 // disk are the folders of which a machine has its own, copied on write from
 // this one's; they outlive a reboot. containerd's is a plain folder: its
@@ -39,10 +43,11 @@ func (m *machine) images() string { return m.files + "/containerd" }
 
 func (w *world) machine() *machine { return w.machineIn("host") }
 
-// machineIn returns a machine in the network of a role.
-func (w *world) machineIn(role string) *machine {
+// machineIn returns a machine in the network of a role, with more plain folders.
+func (w *world) machineIn(role string, binds ...bind) *machine {
 	w.t.Helper()
 	m := &machine{w: w, role: role, files: filepath.Join(w.dir, role)}
+	m.binds = append(binds, bind{m.images(), containerd})
 	for _, d := range disk {
 		w.must("mkdir", "-p", m.files+d, m.files+d+".work")
 	}
@@ -65,10 +70,13 @@ func (m *machine) boot() {
 		script += "mkdir -p " + d + "; mount -t overlay -o lowerdir=" + d + ",upperdir=" + m.files + d + ",workdir=" + m.files + d + ".work overlay " + d + "; "
 	}
 	script += "! mountpoint -q /run/driver || mount --move /run/driver " + driver + "; "
-	script += "mkdir -p " + containerd + "; mount --bind " + m.images() + " " + containerd + "; echo up > " + m.files + "/up; exec sleep infinity"
+	for _, b := range m.binds {
+		script += "mkdir -p " + b.there + "; mount --bind " + b.here + " " + b.there + "; "
+	}
+	script += "echo up > " + m.files + "/up; exec sleep infinity"
 	os.Remove(m.files + "/up")
 	m.init = m.w.start(m.role, m.role+"-init.log", "setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script)
-	eventually(m.w.t, 10*time.Second, m.role+" boots", func() string {
+	eventually(m.w.t, 30*time.Second, m.role+" boots", func() string {
 		if _, err := os.Stat(m.files + "/up"); err != nil {
 			return err.Error()
 		}

@@ -28,6 +28,7 @@ import (
 type Fault struct {
 	Name string
 	On   string // what kind of part it hits: a key of Parts
+	From int    // number of the first part that it may hit
 	// Least and Most bound how long it lasts; both zero: it is over at once.
 	Least, Most time.Duration
 	// Weight is how often it is drawn among the others; zero: 1.
@@ -75,11 +76,11 @@ func Plan(seed uint64, faults []Fault, shape Shape) []Strike {
 			if f.Most > f.Least {
 				s.Lasts += rand64(rnd, f.Most-f.Least)
 			}
-			if n := shape.Parts[f.On]; n > 0 {
-				s.Hit.Part = rnd.IntN(n)
-			} else {
+			n := shape.Parts[f.On] - f.From
+			if n <= 0 {
 				continue // there is none of it in this world
 			}
+			s.Hit.Part = f.From + rnd.IntN(n)
 			part := fmt.Sprint(f.On, s.Hit.Part)
 			if at < free[part] || at+s.Lasts > shape.Storm {
 				deck.back(i)

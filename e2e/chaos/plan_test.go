@@ -13,6 +13,7 @@ var table = []Fault{
 	{Name: "short", On: "a", Least: time.Second, Most: 3 * time.Second},
 	{Name: "often", On: "b", Weight: 5, Least: time.Second, Most: 10 * time.Second},
 	{Name: "of nothing", On: "c"},
+	{Name: "of the last", On: "a", From: 1},
 }
 
 var shape = Shape{Rounds: 20, Storm: 30 * time.Second, Pause: 2 * time.Second, Parts: map[string]int{"a": 2, "b": 1}}
@@ -48,7 +49,7 @@ func TestPlanKeepsItsBounds(t *testing.T) {
 			if s.Lasts < f.Least || s.Lasts > max(f.Least, f.Most) || s.At+s.Lasts > shape.Storm {
 				t.Fatalf("seed %d: %+v is out of its bounds", seed, s)
 			}
-			if s.Hit.Part >= shape.Parts[f.On] {
+			if s.Hit.Part < f.From || s.Hit.Part >= shape.Parts[f.On] {
 				t.Fatalf("seed %d: there is no part %+v", seed, s)
 			}
 		}
@@ -70,7 +71,7 @@ func TestRunStopsAtTheFirstBreak(t *testing.T) {
 				now.Said = []string{"panic: of a test"}
 			}
 		},
-		Rest: func(context.Context) string { return "" }, Resume: func() {}, Log: t.Logf,
+		Rest: func(context.Context) string { return "" }, Resume: func() {}, Clear: func() {}, Log: t.Logf,
 	}
 	run := Run{System: system, Seed: 7, Calm: time.Minute, Replay: "do it again",
 		Shape: Shape{Rounds: 100, Storm: 1500 * time.Millisecond, Pause: 100 * time.Millisecond, Parts: map[string]int{"a": 1}}}
@@ -89,7 +90,7 @@ func TestRunStopsAtTheFirstBreak(t *testing.T) {
 }
 
 func TestRunSaysWhatComesToNoRest(t *testing.T) {
-	run := Run{System: System{Look: func(_, _ *Seen) {}, Rest: func(context.Context) string { return "one is missing" }, Resume: func() {}, Log: t.Logf}, Calm: time.Millisecond}
+	run := Run{System: System{Look: func(_, _ *Seen) {}, Rest: func(context.Context) string { return "one is missing" }, Resume: func() {}, Clear: func() {}, Log: t.Logf}, Calm: time.Millisecond}
 	if report := run.Do(t.Context()); report.Broke == nil || !contains(report.Broke.What, "one is missing") {
 		t.Errorf("the break is %+v", report.Broke)
 	}

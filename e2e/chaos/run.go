@@ -17,9 +17,9 @@ type System struct {
 	Look func(was, now *Seen)
 	// Rest makes no more wishes and returns what has not come to rest, empty if all has.
 	Rest func(ctx context.Context) string
-	// Resume lets wishes be made again.
-	Resume func()
-	Log    func(format string, args ...any)
+	// Resume lets wishes be made again; Clear unmakes all that came since the start.
+	Resume, Clear func()
+	Log           func(format string, args ...any)
 }
 
 // Run is one run of a plan.
@@ -55,6 +55,10 @@ func (r *Run) Do(ctx context.Context) *Report {
 		}
 		r.Resume()
 		r.storm(ctx, slices.DeleteFunc(slices.Clone(plan), func(s Strike) bool { return s.Round != round }))
+		r.calm(ctx)
+	}
+	if !r.broken() {
+		r.Clear()
 		r.calm(ctx)
 	}
 	r.report.Took = time.Since(r.began)

@@ -58,6 +58,7 @@ type Access struct {
 type Level struct {
 	Files  int // open
 	Memory int64
+	Has    int // containers of its host
 }
 
 // Shell is an interactive session whose transcript is checked.
@@ -221,6 +222,7 @@ func noted(_, _, now *Seen) string {
 // in the same state takes.
 const (
 	moreFiles  = 24
+	eachFiles  = 8 // of a container
 	moreMemory = 96 << 20
 )
 
@@ -230,8 +232,8 @@ func level(first, _, now *Seen) string {
 		if !ok {
 			continue
 		}
-		if l.Files > start.Files+moreFiles {
-			return fmt.Sprintf("%s has %d open files, at the start %d", name, l.Files, start.Files)
+		if l.Files > start.Files+start.Files/10+moreFiles+eachFiles*max(0, l.Has-start.Has) {
+			return fmt.Sprintf("%s has %d open files and %d containers, at the start %d and %d", name, l.Files, l.Has, start.Files, start.Has)
 		}
 		if l.Memory > 2*start.Memory+moreMemory {
 			return fmt.Sprintf("%s takes %d MiB, at the start %d", name, l.Memory>>20, start.Memory>>20)
