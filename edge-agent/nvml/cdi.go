@@ -31,6 +31,8 @@ func (d *driver) writeCDI(file, hook string) error {
 		nvcdi.WithDeviceNamers(namer),
 		nvcdi.WithNVIDIACDIHookPath(hook),
 		nvcdi.WithLdconfigPath(ldconfig(d.root)),
+		// It would load the driver outside of this process, and obey variables that a tenant sets.
+		nvcdi.WithDisabledHooks("apply-cuda-memory-limits"),
 		// The sockets of the persistence and MPS daemons are the host's: tenants must not meet there.
 		nvcdi.WithFeatureFlags(nvcdi.FeatureDisableIPCDiscoverer, nvcdi.FeatureDisableNvsandboxUtils),
 	)

@@ -253,6 +253,9 @@ func checkSpec(t *testing.T, spec *specs.Spec, devices []*server.Device) {
 	nodes := make(map[string]string)
 	for _, device := range spec.Devices {
 		nodes[device.Name] = device.ContainerEdits.DeviceNodes[0].Path
+		if hooks := device.ContainerEdits.Hooks; len(hooks) > 0 {
+			t.Errorf("%s has a hook: %v", device.Name, hooks[0].Args)
+		}
 	}
 	if diff := cmp.Diff(map[string]string{devices[0].UUID: "/dev/nvidia0", devices[1].UUID: "/dev/nvidia1"}, nodes); diff != "" {
 		t.Error(diff)

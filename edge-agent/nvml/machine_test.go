@@ -123,7 +123,7 @@ func TestSamplesOfThisMachine(t *testing.T) {
 			t.Errorf("GPU %d: %+v", i, s)
 		}
 		for field, c := range map[string]struct{ got, within float64 }{
-			"memory.used":     {float64(s.Usage.MemoryUsed >> 20), 1024},
+			"memory.used":     {float64(s.Usage.MemoryUsed >> 20), 16},
 			"temperature.gpu": {float64(s.Usage.Temperature), 5}, "power.draw.instant": {float64(s.Usage.PowerWatts), 100},
 			"clocks.mem": {float64(s.ClockMemory), 50},
 		} {
