@@ -62,6 +62,9 @@ func (a *app) status(cmd *cobra.Command, err error) int {
 		fmt.Fprintln(a.errOut, "remotegpu:", err)
 		fmt.Fprintf(a.errOut, "See %s --help.\n", cmd.CommandPath())
 		return 2
+	case cmd.Context() != nil && cmd.Context().Err() != nil: // by a signal: what it broke is no news
+		fmt.Fprintln(a.errOut, "remotegpu: interrupted")
+		return 1
 	}
 	fmt.Fprintln(a.errOut, "remotegpu:", err)
 	return 1
