@@ -46,7 +46,7 @@ var layers = map[string][][]string{
 		{"protocol"},
 		{"protocol/resume", "protocol/sshd", "protocol/tunnel"},
 	},
-	"broker": {{"broker"}},
+	"broker": {{"broker"}, {"broker/external"}},
 	"control": {
 		{"control/terminal", "control/errs", "control/forward", "control/door"},
 		{"control/pg"},

@@ -61,6 +61,7 @@ for_test() {
 	want 'have haproxy' haproxy
 	want 'have tinyproxy' tinyproxy
 	want 'have mosquitto_pub' mosquitto-clients
+	want 'have mosquitto' mosquitto
 	want 'have expect' expect
 	want 'have git' git
 	want 'have rsync' rsync

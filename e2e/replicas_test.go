@@ -21,11 +21,14 @@ import (
 type replicas struct {
 	*plane
 	database string
+	flags    []string          // more of both servers
 	at       map[string]string // address by name, a or b
 	server   map[string]*exec.Cmd
 }
 
-func (w *world) newReplicas(t *testing.T) *replicas {
+// newReplicas starts them; prepare may add to them when there is a database and
+// a certificate.
+func (w *world) newReplicas(t *testing.T, prepare ...func(*replicas)) *replicas {
 	t.Helper()
 	db, err := pg.StartPrivate(t.Context(), filepath.Join(w.dir, "db"), slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -37,6 +40,9 @@ func (w *world) newReplicas(t *testing.T) *replicas {
 		at: map[string]string{"a": srvAddr, "b": proxyAddr}, server: map[string]*exec.Cmd{},
 	}
 	crt := r.certify()
+	for _, fn := range prepare {
+		fn(r)
+	}
 	for _, name := range []string{"a", "b"} {
 		r.begin(name)
 	}
@@ -85,10 +91,12 @@ func (r *replicas) begin(name string) {
 		w.t.Fatal(err)
 	}
 	at := r.at[name]
-	r.server[name] = w.start(map[string]string{"a": "srv", "b": "proxy"}[name], name+".log", filepath.Join(w.bin, "remotegpu"),
+	args := append([]string{
 		"server", "--data-dir", filepath.Join(w.dir, "srv"), "--downloads", dl, "--database-url", r.database, "--url", r.url,
-		"--behind-proxy", "--proxy-ca", filepath.Join(w.dir, "lb.crt"), "--listen", at+":8080", "--ssh-listen", at+":2201", "--ssh-address", srvAddr+":2222",
-		"--mqtt-listen", at+":1883", "--replica-listen", at+":8445")
+		"--behind-proxy", "--proxy-ca", filepath.Join(w.dir, "lb.crt"), "--listen", at + ":8080", "--ssh-listen", at + ":2201", "--ssh-address", srvAddr + ":2222",
+		"--mqtt-listen", at + ":1883", "--replica-listen", at + ":8445",
+	}, r.flags...)
+	r.server[name] = w.start(map[string]string{"a": "srv", "b": "proxy"}[name], name+".log", filepath.Join(w.bin, "remotegpu"), args...)
 	eventually(w.t, 60*time.Second, name+" is ready", func() string {
 		out, err := w.try("srv", "curl -fsS -m 2 http://"+at+":8080/readyz")
 		if err != nil {
@@ -156,17 +164,7 @@ func TestReplicas(t *testing.T) {
 	w.in("client", "remotegpu env create one --gpus 1 --image "+busyboxImage)
 	key := r.sshKey()
 
-	t.Run("ssh through either", func(t *testing.T) {
-		for range 6 {
-			for name, at := range r.at {
-				began := time.Now()
-				if out := w.in("client", strings.Replace(key, "-p 2222", "-p 2201", 1)+" one.default@"+at+" hostname"); out != "one" {
-					t.Errorf("through %s, the host being at %s: %q", name, r.holder(), out)
-				}
-				t.Logf("through %s, the host being at %s: %v", name, r.holder(), time.Since(began).Round(time.Millisecond))
-			}
-		}
-	})
+	t.Run("ssh through either", func(t *testing.T) { sshThroughEither(t, r, key) })
 	t.Run("hops", func(t *testing.T) { hopsAreUsed(t, r, key) })
 	t.Run("events", func(t *testing.T) { eventsAtEach(t, r) })
 	t.Run("killed", func(t *testing.T) { replicasKilled(t, r) })
@@ -174,14 +172,30 @@ func TestReplicas(t *testing.T) {
 	t.Run("offline", func(t *testing.T) {
 		m.unplug()
 		eventually(t, 30*time.Second, "the host is offline", func() string { return r.holder() })
+		offlineIsSaid(t, r, key)
+	})
+}
+
+func sshThroughEither(t *testing.T, r *replicas, key string) {
+	for range 6 {
 		for name, at := range r.at {
 			began := time.Now()
-			out, err := w.try("client", strings.Replace(key, "-p 2222", "-p 2201", 1)+" one.default@"+at+" hostname")
-			if err == nil || !strings.Contains(out, "offline") || time.Since(began) > 5*time.Second {
-				t.Errorf("through %s after %v: %q", name, time.Since(began), out)
+			if out := r.w.in("client", strings.Replace(key, "-p 2222", "-p 2201", 1)+" one.default@"+at+" hostname"); out != "one" {
+				t.Errorf("through %s, the host being at %s: %q", name, r.holder(), out)
 			}
+			t.Logf("through %s, the host being at %s: %v", name, r.holder(), time.Since(began).Round(time.Millisecond))
 		}
-	})
+	}
+}
+
+func offlineIsSaid(t *testing.T, r *replicas, key string) {
+	for name, at := range r.at {
+		began := time.Now()
+		out, err := r.w.try("client", strings.Replace(key, "-p 2222", "-p 2201", 1)+" one.default@"+at+" hostname")
+		if err == nil || !strings.Contains(out, "offline") || time.Since(began) > 5*time.Second {
+			t.Errorf("through %s after %v: %q", name, time.Since(began), out)
+		}
+	}
 }
 
 // hopsAreUsed has streams open through both servers and looks for those that

@@ -36,6 +36,7 @@ Options
   --token TOKEN          join token; not needed again once the machine has joined
   --name NAME            name of this host (default: its hostname)
   --gpu-source SOURCE    auto, nvml, none, or sim:8xH100 to play GPUs (default: auto)
+  --mqtt tls://HOST:PORT the MQTT broker, where it is not the server's own
   --proxy URL            HTTP proxy to go out by, like http://10.0.0.1:3128
                          (default: the environment's https_proxy; sudo drops it)
   --data-dir DIR         the agent's state and volumes (default: /var/lib/remotegpu)
@@ -71,16 +72,16 @@ have() { command -v "$1" >/dev/null 2>&1; }
 # Options
 
 parse() {
-	TOKEN='' HOST_NAME='' PROXY='' DATA_DIR='' SOCKET='' GPU_SOURCE=''
+	TOKEN='' HOST_NAME='' PROXY='' DATA_DIR='' SOCKET='' GPU_SOURCE='' MQTT=''
 	MODE=install PURGE=no
 	while [ $# -gt 0 ]; do
 		case $1 in
-		--token | --name | --gpu-source | --proxy | --data-dir | --containerd-socket)
+		--token | --name | --gpu-source | --mqtt | --proxy | --data-dir | --containerd-socket)
 			[ $# -ge 2 ] || die "$1 needs a value; see --help."
 			option "$1" "$2"
 			shift
 			;;
-		--token=* | --name=* | --gpu-source=* | --proxy=* | --data-dir=* | --containerd-socket=*) option "${1%%=*}" "${1#*=}" ;;
+		--token=* | --name=* | --gpu-source=* | --mqtt=* | --proxy=* | --data-dir=* | --containerd-socket=*) option "${1%%=*}" "${1#*=}" ;;
 		--upgrade) MODE=upgrade ;;
 		--stop) MODE=stop ;;
 		--uninstall) MODE=uninstall ;;
@@ -105,6 +106,7 @@ option() {
 	--token) TOKEN=$2 ;;
 	--name) HOST_NAME=$2 ;;
 	--gpu-source) GPU_SOURCE=$2 ;;
+	--mqtt) MQTT=$2 ;;
 	--proxy) PROXY=$2 ;;
 	--data-dir) DATA_DIR=$2 ;;
 	--containerd-socket) SOCKET=$2 ;;
@@ -127,6 +129,7 @@ settle() {
 	RUN_DIR=${REMOTEGPU_RUN_DIR:-/run/remotegpu}
 	SOCKET=${SOCKET:-${REMOTEGPU_CONTAINERD:-/run/containerd/containerd.sock}}
 	GPU_SOURCE=${GPU_SOURCE:-${REMOTEGPU_GPU_SOURCE:-auto}}
+	MQTT=${MQTT:-${REMOTEGPU_MQTT:-}}
 	PROXY=${PROXY:-${https_proxy:-}}
 	BYPASS=${BYPASS:-${no_proxy:-}}
 	case $PROXY$BYPASS in
@@ -418,6 +421,7 @@ settings() {
 	printf "# Settings of the RemoteGPU agent, written by install.sh; change them by running it again with options.\n"
 	printf "REMOTEGPU_DATA_DIR='%s'\nREMOTEGPU_RUN_DIR='%s'\nREMOTEGPU_CONTAINERD='%s'\nREMOTEGPU_GPU_SOURCE='%s'\n" \
 		"$DATA_DIR" "$RUN_DIR" "$SOCKET" "$GPU_SOURCE"
+	[ -z "$MQTT" ] || printf "REMOTEGPU_MQTT='%s'\n" "$MQTT"
 	[ -z "$PROXY" ] || printf "HTTPS_PROXY='%s'\nhttps_proxy='%s'\n" "$PROXY" "$PROXY"
 	[ -z "$BYPASS" ] || printf "NO_PROXY='%s'\nno_proxy='%s'\n" "$BYPASS" "$BYPASS"
 }

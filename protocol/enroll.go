@@ -3,6 +3,7 @@ package protocol
 import (
 	"crypto/ed25519"
 	"fmt"
+	"time"
 )
 
 // Enroll is the body of POST /api/v1/agent/enroll, JSON: a new host shows its
@@ -48,6 +49,13 @@ const (
 	AudienceTunnel   = "tunnel"   // bearer of GET /tunnel
 	AudienceAPI      = "agent"    // bearer of /api/v1/agent/…
 	AudienceRegistry = "registry" // password at /v2/, user name the host id
+)
+
+// A host may ask (POST, no body) for an X.509 certificate, PEM, of its own key
+// and with its id as common name, to show to a broker that knows no JWT.
+const (
+	CertificatePath = "/api/v1/agent/certificate"
+	CertificateLife = 24 * time.Hour
 )
 
 // MQTT user names. A user of the platform connects with their e-mail address

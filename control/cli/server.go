@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"log/slog"
 	"math"
 	"os"
@@ -37,12 +38,16 @@ password to first-login.json in the data folder.`,
 			return s.Run(cmd.Context())
 		},
 	}
+	cmd.AddCommand(a.mosquittoCommand())
 	f := cmd.Flags()
 	f.StringVar(&cfg.DataDir, "data-dir", "/var/lib/remotegpu-server", "database, images and downloads")
 	f.StringVar(&cfg.DatabaseURL, "database-url", os.Getenv("REMOTEGPU_DATABASE_URL"), "PostgreSQL 14 or newer (default: a private one)")
 	f.StringVar(&cfg.Listen, "listen", ":8443", "address of HTTPS: console, API, MQTT, tunnel, registry")
 	f.StringVar(&cfg.SSHListen, "ssh-listen", ":2222", "address of the SSH gateway")
 	f.StringVar(&cfg.MQTTListen, "mqtt-listen", "", "address of MQTT over TLS (default: only /mqtt of the HTTPS port)")
+	f.StringVar(&cfg.MQTTBroker, "mqtt-broker", "", "tls://HOST:PORT of an MQTT 5 broker beside the built-in one, for this server (docs/replicas.md)")
+	f.StringVar(&cfg.MQTTBrokerCA, "mqtt-broker-ca", "", "PEM file of the authority of its certificate (default: the fleet's own)")
+	f.StringVar(&cfg.MQTTBrokerHosts, "mqtt-broker-hosts", "", "tls://HOST:PORT of it for hosts; the install line says it to new ones")
 	f.StringVar(&cfg.ReplicaListen, "replica-listen", "", "one of several servers: address where the others bring it streams, like :8445; never open to the world")
 	f.StringVar(&cfg.ReplicaAddress, "replica-address", "", "host:port of --replica-listen as the other servers reach it (default: the address by which this one reaches the database)")
 	f.StringVar(&cfg.URL, "url", "", "how hosts and people reach this server (default https://localhost:PORT)")
@@ -63,6 +68,26 @@ password to first-login.json in the data folder.`,
 	f.DurationVar(&cfg.Drain, "drain", 10*time.Second, "how long a stop waits for ssh sessions and forwards; those of remotegpu ssh survive it")
 	f.StringVar(&cfg.DebugListen, "debug-listen", "", "show profiles of this program on an address of this machine alone, like 127.0.0.1:6060")
 	f.BoolVar(&debug, "debug", false, "log more")
+	return cmd
+}
+
+func (a *app) mosquittoCommand() *cobra.Command {
+	database, host := "", ""
+	cmd := &cobra.Command{
+		Use: "mosquitto FOLDER", Short: "Write a configuration of mosquitto as a broker beside the built-in one",
+		Long: `Write a configuration of mosquitto 2 as an MQTT 5 broker of this fleet: its
+certificate, who is let in and what they may do. Files that are there stay.`,
+		Example: "  remotegpu server mosquitto --database-url postgres://… --host mqtt.example.org /etc/mosquitto/remotegpu",
+		Args:    args(1, 1, "a folder"),
+		RunE: func(cmd *cobra.Command, folder []string) error {
+			if host == "" || database == "" {
+				return usageError{errors.New("--host and --database-url are needed")}
+			}
+			return server.WriteMosquitto(cmd.Context(), database, host, folder[0])
+		},
+	}
+	cmd.Flags().StringVar(&database, "database-url", os.Getenv("REMOTEGPU_DATABASE_URL"), "the servers' PostgreSQL")
+	cmd.Flags().StringVar(&host, "host", "", "name or address by which hosts and servers reach the broker")
 	return cmd
 }
 

@@ -81,7 +81,7 @@ func (s *Service) Run(ctx context.Context) error {
 	working.Go(func() { s.lanes.run(ctx) })
 	return pg.Listen(ctx, s.pool, changed, func(host string) {
 		if host == "" { // a fresh connection: anything may have been missed
-			s.wakeBehind(ctx)
+			s.CatchUp(ctx)
 			return
 		}
 		if s.cfg.Connected(host) {
@@ -90,8 +90,9 @@ func (s *Service) Run(ctx context.Context) error {
 	})
 }
 
-// wakeBehind wakes the lanes of hosts whose newest document is not theirs yet.
-func (s *Service) wakeBehind(ctx context.Context) {
+// CatchUp wakes the lanes of hosts that are connected here and whose newest
+// document is not theirs yet, as after another replica has served them.
+func (s *Service) CatchUp(ctx context.Context) {
 	hosts, err := behind(ctx, s.pool)
 	if err != nil {
 		s.log.Error("look for hosts without their newest document", "err", err)

@@ -410,3 +410,28 @@ func TestDatabaseAway(t *testing.T) {
 		}
 	}
 }
+
+// TestCatchUp: another replica served the host, and was told of a change that
+// it did not live to publish.
+func TestCatchUp(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.hello()
+	w.settle()
+	w.stop()
+	w.touch()
+	w.start()
+	w.connected.Store(true)
+	w.svc.CatchUp(t.Context())
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		w.mu.Lock()
+		wish := w.agent.wish
+		w.mu.Unlock()
+		if wish == w.row().Wish {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the host has wish %d, not %d", wish, w.row().Wish)
+		}
+	}
+}

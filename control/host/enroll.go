@@ -150,6 +150,15 @@ func (s *Service) Authenticate(ctx context.Context, token, audience string) (aut
 	return auth.Caller{Kind: auth.KindHost, ID: claims.Subject, Name: name}, nil
 }
 
+// Key returns the public key of the host that asks.
+func (s *Service) Key(ctx context.Context, c auth.Caller) (ed25519.PublicKey, error) {
+	if err := c.Require(auth.HostService, ""); err != nil {
+		return nil, err
+	}
+	key, _, _, err := keyOf(ctx, s.pool, c.ID)
+	return key, noHost(err, c.ID)
+}
+
 // badToken says what is wrong with a token that did not verify: mostly clocks.
 func badToken(claims jwt.RegisteredClaims) string {
 	if claims.IssuedAt != nil {

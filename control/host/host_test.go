@@ -151,7 +151,7 @@ func TestLost(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	there := New(w.pool, Config{Replica: "rep_there"}, w.log)
+	there := New(w.pool, Config{Replica: func(string) string { return "rep_there" }}, w.log)
 	if err := there.Presence(t.Context(), moved.id, protocol.Presence{Version: protocol.Version, Epoch: 2, Online: true}); err != nil {
 		t.Fatal(err)
 	}

@@ -13,20 +13,21 @@ import (
 // Seen is whether a host is there, by its newest connection.
 type Seen struct {
 	Host     string
+	Replica  string // that has the connection; empty: none has
 	Presence protocol.Presence
 }
 
 // Presences returns who is there, for integrations: some hosts, or all when ids is
 // nil. Retired hosts are not.
 func (s *Service) Presences(ctx context.Context, ids []string) ([]Seen, error) {
-	rows, err := s.pool.Query(ctx, "select id, epoch, online and state <> 'retired' from hosts where $1::text[] is null or id = any($1)", ids)
+	rows, err := s.pool.Query(ctx, "select id, replica, epoch, online and state <> 'retired' from hosts where $1::text[] is null or id = any($1)", ids)
 	if err != nil {
 		return nil, fmt.Errorf("read presences: %w", err)
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (Seen, error) {
 		seen := Seen{Presence: protocol.Presence{Version: protocol.Version}}
 		var epoch int64
-		err := row.Scan(&seen.Host, &epoch, &seen.Presence.Online)
+		err := row.Scan(&seen.Host, &seen.Replica, &epoch, &seen.Presence.Online)
 		seen.Presence.Epoch = uint64(epoch)
 		return seen, err
 	})

@@ -26,7 +26,8 @@ type Config struct {
 	Keys           [][]byte                  // public keys that sign desired documents, newest first
 	Registry       string                    // host:port of the image registry
 	InstallCommand func(token string) string // the line for people
-	Replica        string                    // where hosts are that are heard here
+	// Replica is where a host is that is heard here; nil: nowhere that has an end.
+	Replica func(host string) string
 }
 
 // Service does everything with hosts.
@@ -39,6 +40,13 @@ type Service struct {
 // New returns the service on pool.
 func New(pool *pg.Pool, cfg Config, log *slog.Logger) *Service {
 	return &Service{pool, cfg, log}
+}
+
+func (s *Service) replica(host string) string {
+	if s.cfg.Replica == nil {
+		return ""
+	}
+	return s.cfg.Replica(host)
 }
 
 // List returns hosts by name.
@@ -164,7 +172,7 @@ func (s *Service) Hello(ctx context.Context, id string, h protocol.Hello) error 
 		return nil
 	}
 	return pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
-		if _, err := seen(ctx, tx, id, s.cfg.Replica, h.Epoch); err != nil {
+		if _, err := seen(ctx, tx, id, s.replica(id), h.Epoch); err != nil {
 			return fmt.Errorf("note hello: %w", err)
 		}
 		if err := setInventory(ctx, tx, id, h.Inventory); err != nil {
@@ -183,7 +191,7 @@ func (s *Service) Hello(ctx context.Context, id string, h protocol.Hello) error 
 func (s *Service) Presence(ctx context.Context, id string, p protocol.Presence) error {
 	changed, err := false, error(nil)
 	if p.Online {
-		changed, err = seen(ctx, s.pool, id, s.cfg.Replica, p.Epoch)
+		changed, err = seen(ctx, s.pool, id, s.replica(id), p.Epoch)
 	} else {
 		changed, err = died(ctx, s.pool, id, p.Epoch)
 	}
@@ -212,7 +220,7 @@ func (s *Service) announce(ctx context.Context, id string, online bool) error {
 // up to which its events are kept.
 func (s *Service) Report(ctx context.Context, id string, st protocol.Status) (event uint64, err error) {
 	err = pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
-		back, err := seen(ctx, tx, id, s.cfg.Replica, st.Epoch)
+		back, err := seen(ctx, tx, id, s.replica(id), st.Epoch)
 		if err != nil {
 			return err
 		}

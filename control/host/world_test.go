@@ -33,7 +33,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, pool: pgtest.New(t)}
 	w.Service = New(w.pool, Config{
 		Keys: [][]byte{{1, 2, 3}}, Registry: "gpu.example.org:443",
-		Replica: "rep_here",
+		Replica: func(string) string { return "rep_here" },
 	}, slog.New(slog.DiscardHandler))
 	return w
 }

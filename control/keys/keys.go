@@ -20,6 +20,7 @@ const (
 	SSHHost = "ssh-host" // the gateway's host key
 	SSHCA   = "ssh-ca"   // signs SSH host keys of gateway and hosts
 	CA      = "ca"       // the server's own certificate authority: key and certificate, PEM
+	MQTT    = "mqtt-ca"  // signs what hosts show to an external broker: key and certificate, PEM
 	Tokens  = "tokens"   // signs short-lived tokens of the registry
 )
 

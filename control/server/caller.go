@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -139,12 +140,23 @@ func (s *Server) endDeleted(payload string) {
 // publishToHost sends an agent what is worth nothing after some seconds:
 // whoever sends it sends it again.
 func (s *Server) publishToHost(host, topic string, payload []byte) error {
-	return s.broker.Publish(broker.Message{Topic: protocol.HostTopic(host, topic), Payload: payload, Expiry: 15 * time.Second})
+	m := broker.Message{Topic: protocol.HostTopic(host, topic), Payload: payload, Expiry: 15 * time.Second}
+	if s.outside != nil && !s.broker.Connected(host) {
+		return s.outside.Publish(m)
+	}
+	return s.broker.Publish(m)
 }
 
-// publishEvent tells a workspace's integrations what happened.
+// publishEvent tells a workspace's integrations what happened. Every replica
+// hears of it, so each tells those of its own broker, and one those of the
+// external one.
 func (s *Server) publishEvent(workspace, kind string, payload []byte) {
-	if err := s.broker.Publish(broker.Message{Topic: protocol.WorkspaceEvent(workspace, kind), Payload: payload}); err != nil {
+	m := broker.Message{Topic: protocol.WorkspaceEvent(workspace, kind), Payload: payload}
+	err := s.broker.Publish(m)
+	if s.leadsOutside() {
+		err = errors.Join(err, s.outside.Publish(m))
+	}
+	if err != nil {
 		s.log.Warn("publish event", "workspace", workspace, "err", err)
 	}
 }

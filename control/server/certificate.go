@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -69,9 +70,9 @@ func proxied(cfg Config) (identity, error) {
 	return identity{ca: ca}, nil
 }
 
-// authority returns our own certificate authority.
-func authority(ctx context.Context, db pg.DB) (tls.Certificate, error) {
-	pair, err := keys.Material(ctx, db, keys.CA, newAuthority)
+// authority returns a certificate authority of our own by the name of its key.
+func authority(ctx context.Context, db pg.DB, name string) (tls.Certificate, error) {
+	pair, err := keys.Material(ctx, db, name, newAuthority)
 	if err != nil {
 		return tls.Certificate{}, err
 	}
@@ -83,7 +84,7 @@ func authority(ctx context.Context, db pg.DB) (tls.Certificate, error) {
 }
 
 func ownIdentity(ctx context.Context, db pg.DB, cfg Config) (identity, error) {
-	ca, err := authority(ctx, db)
+	ca, err := authority(ctx, db, keys.CA)
 	if err != nil {
 		return identity{}, err
 	}
@@ -91,11 +92,11 @@ func ownIdentity(ctx context.Context, db pg.DB, cfg Config) (identity, error) {
 	if err != nil {
 		return identity{}, err
 	}
-	leaf, err := issue(ca, leafKey, names(cfg), x509.ExtKeyUsageServerAuth)
+	cert, err := issue(ca, leafKey, names(cfg), x509.ExtKeyUsageServerAuth)
 	if err != nil {
 		return identity{}, fmt.Errorf("issue certificate: %w", err)
 	}
-	return identity{cert: leaf, ca: chainPEM(ca), pin: pin(leaf.Leaf)}, nil
+	return identity{cert: cert, ca: chainPEM(ca), pin: pin(cert.Leaf)}, nil
 }
 
 func newKey() ([]byte, error) {
@@ -132,6 +133,13 @@ func newAuthority() ([]byte, error) {
 	return append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), keyPEM...), nil
 }
 
+// leaf is what a certificate says.
+type leaf struct {
+	names []string // the first one is its common name too
+	life  time.Duration
+	usage []x509.ExtKeyUsage
+}
+
 // issue makes the server's certificate anew at every start: its key stays, so
 // pins hold, while names and dates follow the configuration.
 func issue(ca tls.Certificate, keyPEM []byte, hosts []string, usage ...x509.ExtKeyUsage) (tls.Certificate, error) {
@@ -139,24 +147,28 @@ func issue(ca tls.Certificate, keyPEM []byte, hosts []string, usage ...x509.ExtK
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	tpl := &x509.Certificate{
-		SerialNumber: serial(), Subject: pkix.Name{CommonName: hosts[0]},
-		NotBefore: time.Now().Add(-clockSlack), NotAfter: time.Now().AddDate(2, 0, 0),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: usage,
-	}
-	for _, h := range hosts {
-		if ip := net.ParseIP(h); ip != nil {
-			tpl.IPAddresses = append(tpl.IPAddresses, ip)
-		} else {
-			tpl.DNSNames = append(tpl.DNSNames, h)
-		}
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tpl, ca.Leaf, key.Public(), ca.PrivateKey)
+	der, err := sign(ca, key.Public(), leaf{hosts, 2 * 365 * 24 * time.Hour, usage})
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	leaf, err := x509.ParseCertificate(der)
-	return tls.Certificate{Certificate: [][]byte{der, ca.Certificate[0]}, PrivateKey: key, Leaf: leaf}, err
+	cert, err := x509.ParseCertificate(der)
+	return tls.Certificate{Certificate: [][]byte{der, ca.Certificate[0]}, PrivateKey: key, Leaf: cert}, err
+}
+
+func sign(ca tls.Certificate, key crypto.PublicKey, l leaf) (der []byte, err error) {
+	tpl := &x509.Certificate{
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: l.names[0]},
+		NotBefore: time.Now().Add(-clockSlack), NotAfter: time.Now().Add(l.life),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: l.usage,
+	}
+	for _, name := range l.names {
+		if ip := net.ParseIP(name); ip != nil {
+			tpl.IPAddresses = append(tpl.IPAddresses, ip)
+		} else {
+			tpl.DNSNames = append(tpl.DNSNames, name)
+		}
+	}
+	return x509.CreateCertificate(rand.Reader, tpl, ca.Leaf, key, ca.PrivateKey)
 }
 
 func parseKey(keyPEM []byte) (*ecdsa.PrivateKey, error) {

@@ -14,31 +14,34 @@ import (
 
 // Config says how to run a server. Its zero value is usable but for DataDir.
 type Config struct {
-	DataDir        string // private database, blobs; made when missing
-	DatabaseURL    string // PostgreSQL connection string; empty: a private server in DataDir
-	Listen         string // HTTPS address; empty: ":8443"
-	SSHListen      string // SSH gateway; empty: ":2222"
-	MQTTListen     string // MQTT over TLS; empty: none, MQTT is at /mqtt of the HTTPS port all the same
-	URL            string // how hosts and people reach this server; empty: https://localhost:PORT
-	ReplicaListen  string // address where other replicas bring streams, over TLS with a certificate of our own authority; empty: none, this is the only server
-	ReplicaAddress string // host:port of it as the others reach it; empty: ReplicaListen's, or the address by which we reach the database
-	SSHAddress     string // host:port of the gateway as people type it; empty: the URL's host and SSHListen's port
-	TLSCert        string // PEM files of a certificate from elsewhere; empty: one of our own authority
-	TLSKey         string
-	PlainHTTP      bool          // a proxy in front ends TLS: listen without it, and trust X-Forwarded-For
-	PublicCA       bool          // clients know the authority of URL's certificate without help
-	ProxyCA        string        // PEM file of the authority behind a proxy's certificate, when it is not publicly known
-	AppsDomain     string        // apps are at *.AppsDomain, on the HTTPS port; empty: apps.localhost for a URL on this machine
-	AppsListen     string        // else they share the origin of this address; empty: the port after Listen's; "off": none
-	AppsURL        string        // how people reach AppsListen, or another name of the HTTPS port; empty: the URL's host and AppsListen's port
-	Downloads      string        // folder served at /dl/; empty: DataDir/dl
-	BlobURL        string        // store of recordings, file://…; empty: DataDir/blobs
-	Clipboard      string        // most that may be copied over remote desktops, a clipboard policy; empty: both ways
-	UserRate       int           // most bytes per second over all streams of a user, and of a host; 0: no cap
-	HostRate       int           // as UserRate
-	Drain          time.Duration // how long a stop waits for sessions and forwards that end with this server
-	DebugListen    string        // address of this machine where profiles are shown; empty: none
-	Version        string
+	DataDir         string // private database, blobs; made when missing
+	DatabaseURL     string // PostgreSQL connection string; empty: a private server in DataDir
+	Listen          string // HTTPS address; empty: ":8443"
+	SSHListen       string // SSH gateway; empty: ":2222"
+	MQTTListen      string // MQTT over TLS; empty: none, MQTT is at /mqtt of the HTTPS port all the same
+	MQTTBroker      string // tls://HOST:PORT of a broker that somebody else runs, for us; empty: none
+	MQTTBrokerCA    string // PEM file of the authority of its certificate; empty: our own
+	MQTTBrokerHosts string // tls://HOST:PORT of it for hosts; empty: new hosts come to our own
+	URL             string // how hosts and people reach this server; empty: https://localhost:PORT
+	ReplicaListen   string // address where other replicas bring streams, over TLS with a certificate of our own authority; empty: none, this is the only server
+	ReplicaAddress  string // host:port of it as the others reach it; empty: ReplicaListen's, or the address by which we reach the database
+	SSHAddress      string // host:port of the gateway as people type it; empty: the URL's host and SSHListen's port
+	TLSCert         string // PEM files of a certificate from elsewhere; empty: one of our own authority
+	TLSKey          string
+	PlainHTTP       bool          // a proxy in front ends TLS: listen without it, and trust X-Forwarded-For
+	PublicCA        bool          // clients know the authority of URL's certificate without help
+	ProxyCA         string        // PEM file of the authority behind a proxy's certificate, when it is not publicly known
+	AppsDomain      string        // apps are at *.AppsDomain, on the HTTPS port; empty: apps.localhost for a URL on this machine
+	AppsListen      string        // else they share the origin of this address; empty: the port after Listen's; "off": none
+	AppsURL         string        // how people reach AppsListen, or another name of the HTTPS port; empty: the URL's host and AppsListen's port
+	Downloads       string        // folder served at /dl/; empty: DataDir/dl
+	BlobURL         string        // store of recordings, file://…; empty: DataDir/blobs
+	Clipboard       string        // most that may be copied over remote desktops, a clipboard policy; empty: both ways
+	UserRate        int           // most bytes per second over all streams of a user, and of a host; 0: no cap
+	HostRate        int           // as UserRate
+	Drain           time.Duration // how long a stop waits for sessions and forwards that end with this server
+	DebugListen     string        // address of this machine where profiles are shown; empty: none
+	Version         string
 }
 
 func (c *Config) defaults() error {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/errs"
+	"github.com/remotegpu/remotegpu/control/keys"
 	"github.com/remotegpu/remotegpu/control/pg"
 	"github.com/remotegpu/remotegpu/protocol"
 	"github.com/remotegpu/remotegpu/protocol/tunnel"
@@ -57,7 +58,7 @@ func (s *Server) askHost(ctx context.Context, host string, d protocol.Dial) erro
 	if err != nil {
 		return err
 	}
-	here := s.broker.Connected(host)
+	here := s.broker.Connected(host) || s.outside != nil
 	if here {
 		err = s.publishToHost(host, protocol.TopicDial, b)
 	}
@@ -92,7 +93,7 @@ func (s *Server) hostOnline(host string) bool {
 	if s.broker.Connected(host) {
 		return true
 	}
-	if !s.replicas.Others() {
+	if !s.replicas.Others() && s.outside == nil {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), askWithin)
@@ -164,7 +165,7 @@ const hopName = "replica.remotegpu.internal"
 
 // hopTLS is how replicas speak with each other, at both ends.
 func hopTLS(ctx context.Context, db pg.DB) (*tls.Config, error) {
-	ca, err := authority(ctx, db)
+	ca, err := authority(ctx, db, keys.CA)
 	if err != nil {
 		return nil, err
 	}

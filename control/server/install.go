@@ -74,5 +74,9 @@ func (s *Server) InstallCommand(token string) string {
 	case len(s.identity.ca) > 0:
 		curl += " --cacert ca.pem"
 	}
-	return fmt.Sprintf("%s %s/install.sh | sudo sh -s -- --token %s", curl, s.cfg.URL, token)
+	line := fmt.Sprintf("%s %s/install.sh | sudo sh -s -- --token %s", curl, s.cfg.URL, token)
+	if s.cfg.MQTTBrokerHosts != "" {
+		line += " --mqtt " + s.cfg.MQTTBrokerHosts
+	}
+	return line
 }

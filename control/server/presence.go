@@ -31,9 +31,25 @@ func (s *Server) keepPresence(ctx context.Context) error {
 }
 
 func (s *Server) retainPresence(seen host.Seen) error {
-	b, err := protocol.Marshal(seen.Presence)
-	if err != nil {
-		return err
+	m, err := presenceMessage(seen)
+	if err == nil {
+		err = s.broker.Publish(m)
 	}
-	return s.broker.Publish(broker.Message{Topic: protocol.HostTopic(seen.Host, protocol.TopicPresence), Payload: b, Retain: true})
+	if err == nil && s.leadsOutside() {
+		err = s.outside.Publish(m)
+	}
+	return err
+}
+
+func (s *Server) retainOutside(seen host.Seen) error {
+	m, err := presenceMessage(seen)
+	if err == nil {
+		err = s.outside.Publish(m)
+	}
+	return err
+}
+
+func presenceMessage(seen host.Seen) (broker.Message, error) {
+	b, err := protocol.Marshal(seen.Presence)
+	return broker.Message{Topic: protocol.HostTopic(seen.Host, protocol.TopicPresence), Payload: b, Retain: true}, err
 }

@@ -101,6 +101,7 @@ var table = []line{
 
 	{method: "POST", path: "/api/v1/agent/enroll", action: auth.HostEnroll, least: anybody, body: `{"token":"x","public_key":"","proof":"","agent":"1","inventory":{}}`},
 	{method: "GET", path: "/api/v1/hosts", action: auth.HostList, least: platform},
+	{method: "POST", path: "/api/v1/agent/certificate", action: auth.HostService, least: agentOnly},
 	{method: "GET", path: "/api/v1/agent/desired/{generation}", action: auth.HostService, least: agentOnly, absent: true},
 	{method: "GET", path: hst, action: auth.HostList, least: platform},
 	{method: "PATCH", path: hst, action: auth.HostManage, least: platform, body: `{"tags":["a"]}`},

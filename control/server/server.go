@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/remotegpu/remotegpu/broker"
+	"github.com/remotegpu/remotegpu/broker/external"
 	"github.com/remotegpu/remotegpu/console"
 	"github.com/remotegpu/remotegpu/control/access"
 	"github.com/remotegpu/remotegpu/control/account"
@@ -59,6 +60,8 @@ type Server struct {
 	hops     *hops
 	hopTLS   *tls.Config
 	broker   *broker.Broker
+	outside  *external.Client // nil: there is none
+	leading  atomic.Bool
 	api      *web.API
 	handler  http.Handler
 
@@ -137,7 +140,7 @@ func (s *Server) wire(ctx context.Context) (err error) {
 	s.Workspaces = workspace.New(s.pool)
 	s.hosts = host.New(s.pool, host.Config{
 		Keys: [][]byte{key.desired.Public().(ed25519.PublicKey)}, Registry: s.cfg.hostPort(),
-		InstallCommand: s.InstallCommand, Replica: s.replicas.ID(),
+		InstallCommand: s.InstallCommand, Replica: s.placeOf,
 	}, s.log)
 	s.scheduler = scheduler.New(s.pool, s.log)
 	s.envs = environment.New(s.pool, environment.Config{
@@ -147,12 +150,15 @@ func (s *Server) wire(ctx context.Context) (err error) {
 		return err
 	}
 	s.dispatch = dispatch.New(s.pool, dispatch.Config{
-		Key: key.desired, Workloads: s.envs.Workloads, Publish: s.publishToHost, Connected: s.broker.Connected,
+		Key: key.desired, Workloads: s.envs.Workloads, Publish: s.publishToHost, Connected: s.connected,
 		Hello: s.hosts.Hello, Presence: s.hosts.Presence, HostState: s.hosts.Report, Workload: s.envs.Report, Beats: s.hosts.Beats,
 	}, s.log)
 	s.broker.Handle(protocol.TopicHello, s.dispatch.Hello)
 	s.broker.Handle(protocol.TopicStatus, s.dispatch.Status)
 	s.broker.Handle(protocol.TopicPresence, s.dispatch.Presence)
+	if err := s.openOutside(); err != nil {
+		return err
+	}
 	if s.blobs, err = s.cfg.openBlobs(ctx); err != nil {
 		return err
 	}
@@ -238,6 +244,7 @@ func (s *Server) routes() {
 	s.registry.Routes(s.api)
 	audit.Routes(s.api, s.pool)
 	s.installRoutes(s.api)
+	s.certificateRoutes(s.api)
 	s.healthRoutes(s.api)
 	s.api.Raw(web.Route{Method: http.MethodGet, Path: "/mqtt", Action: auth.HealthRead, Summary: "MQTT 5 over WebSocket; CONNECT authenticates"}, s.broker)
 	s.api.Raw(web.Route{Path: "/", Action: auth.HealthRead, Summary: "The console"}, console.Handler())
@@ -251,6 +258,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.access.Wait()
 	defer s.hub.Close()
 	defer s.broker.Close()
+	defer s.closeOutside()
 	ctx, stop := s.drained(ctx)
 	defer stop()
 	g, ctx := errgroup.WithContext(ctx)
@@ -286,7 +294,12 @@ func (s *Server) Run(ctx context.Context) error {
 // lead runs what one replica does for all of them.
 func (s *Server) lead(ctx context.Context) error {
 	s.log.Info("this replica leads: it has the background loops", "replica", s.replicas.ID())
+	s.leading.Store(true)
+	defer s.leading.Store(false)
 	g, ctx := errgroup.WithContext(ctx)
+	if s.outside != nil {
+		g.Go(func() error { return s.receiveOutside(ctx) })
+	}
 	g.Go(func() error { return audit.Run(ctx, s.pool, s.log) })
 	g.Go(func() error { return ticket.Run(ctx, s.pool, s.log) })
 	g.Go(func() error { return s.replicas.Sweep(ctx) })

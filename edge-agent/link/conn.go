@@ -32,7 +32,7 @@ func (l *Link) open(ctx context.Context, _ autopaho.ClientConfig, u *url.URL) (n
 	case "wss":
 		conn, err = l.openWebSocket(ctx, u)
 	case "tls", "ssl", "mqtts":
-		conn, err = l.cfg.Server.Open(ctx, u.Host)
+		conn, err = l.openTLS(ctx, u.Host)
 	default:
 		err = fmt.Errorf("MQTT address %s: its scheme must be wss or tls", u.Redacted())
 	}

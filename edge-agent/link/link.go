@@ -16,6 +16,7 @@ package link
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net/url"
@@ -81,7 +82,8 @@ type Link struct {
 	changed chan struct{} // capacity 1: a status is due
 	acked   chan struct{} // capacity 1: ackedSeq grew
 	ackSeq  atomic.Uint64
-	epoch   atomic.Uint64 // of the connection that is or is being made
+	epoch   atomic.Uint64                   // of the connection that is or is being made
+	cert    atomic.Pointer[tls.Certificate] // for a broker beside the server; nil: none yet
 
 	firstRepeat time.Duration // the constant, but for tests
 

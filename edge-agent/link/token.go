@@ -1,6 +1,9 @@
 package link
 
 import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"time"
 
@@ -38,4 +41,17 @@ func (s *Signer) Token(audience string) (string, error) {
 		return "", fmt.Errorf("sign token: %w", err)
 	}
 	return signed, nil
+}
+
+// Pair returns a certificate of the host's key, given as PEM, with the key.
+func (s *Signer) Pair(chain []byte) (tls.Certificate, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(s.id.PrivateKey)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	cert, err := tls.X509KeyPair(chain, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	if err != nil {
+		return cert, fmt.Errorf("this is no certificate of the host's key: %w", err)
+	}
+	return cert, nil
 }

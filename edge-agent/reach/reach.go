@@ -125,8 +125,8 @@ func (s *Server) TLS() *tls.Config {
 }
 
 // Open connects to address, "host:port", by TCP through the proxy if there is
-// one, and then TLS.
-func (s *Server) Open(ctx context.Context, address string) (net.Conn, error) {
+// one, and then TLS, where it shows certs if it is asked.
+func (s *Server) Open(ctx context.Context, address string, certs ...tls.Certificate) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectWithin)
 	defer cancel()
 	raw, err := s.Dial(ctx, "tcp", address)
@@ -135,6 +135,7 @@ func (s *Server) Open(ctx context.Context, address string) (net.Conn, error) {
 	}
 	tc := s.TLS()
 	tc.ServerName, _, _ = net.SplitHostPort(address)
+	tc.Certificates = certs
 	conn := tls.Client(raw, tc)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()

@@ -1,0 +1,179 @@
+package external
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/eclipse/paho.golang/autopaho"
+	"github.com/eclipse/paho.golang/paho"
+
+	"github.com/remotegpu/remotegpu/broker"
+	"github.com/remotegpu/remotegpu/protocol"
+)
+
+// mosquitto starts the real one, which lets everybody do everything, and
+// returns its address.
+func mosquitto(t *testing.T) *url.URL {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().(*net.TCPAddr)
+	l.Close() // its port is free now
+	conf := filepath.Join(t.TempDir(), "mosquitto.conf")
+	text := fmt.Sprintf("listener %d 127.0.0.1\nallow_anonymous true\nuser root\nmax_queued_messages 0\n", address.Port)
+	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("mosquitto", "-c", conf)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if c, err := net.Dial("tcp", address.String()); err == nil {
+			c.Close()
+			return &url.URL{Scheme: "mqtt", Host: address.String()}
+		} else if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+}
+
+func newClient(t *testing.T, at *url.URL, name string) *Client {
+	t.Helper()
+	c, err := New(Config{URL: at, Name: name, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	if err := c.publisher.AwaitConnection(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// agent is a client as hosts are.
+func agent(t *testing.T, at *url.URL, id string) *autopaho.ConnectionManager {
+	t.Helper()
+	cm, err := autopaho.NewConnection(t.Context(), autopaho.ClientConfig{ServerUrls: []*url.URL{at}, KeepAlive: 10, ClientConfig: paho.ClientConfig{ClientID: id}})
+	if err == nil {
+		err = cm.AwaitConnection(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cm
+}
+
+func say(t *testing.T, cm *autopaho.ConnectionManager, host string, text string, retain bool) {
+	t.Helper()
+	p := &paho.Publish{Topic: protocol.HostTopic(host, protocol.TopicStatus), QoS: 1, Retain: retain, Payload: []byte(text)}
+	if _, err := cm.Publish(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestReceive: what hosts say comes in order, to one replica after another, and
+// not once is lost or doubled in between; what is retained is not a host's.
+func TestReceive(t *testing.T) {
+	t.Parallel()
+	at := mosquitto(t)
+	cm := agent(t, at, "host_a")
+	say(t, cm, "host_a", "from before", true)
+	heard := make(chan string, 1000)
+	var got, want []string
+	n := 0
+	speak := func(times int) {
+		for range times {
+			n++
+			want = append(want, fmt.Sprint(n))
+			say(t, cm, "host_a", fmt.Sprint(n), false)
+		}
+	}
+	collect := func() {
+		t.Helper()
+		for len(got) < len(want) {
+			select {
+			case text := <-heard:
+				got = append(got, text)
+			case <-time.After(20 * time.Second):
+				t.Fatalf("heard %d of %d", len(got), len(want))
+			}
+		}
+	}
+	for turn := range 4 {
+		c := newClient(t, at, fmt.Sprint("rep_", turn))
+		c.Handle(protocol.TopicStatus, func(host string, payload []byte) {
+			if host != "host_a" {
+				t.Errorf("from %s", host)
+			}
+			heard <- string(payload)
+		})
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- c.Receive(ctx) }()
+		if turn == 0 { // nobody has ever subscribed: what is said before is for nobody
+			for end := time.Now().Add(10 * time.Second); !c.Connected("host_a"); time.Sleep(20 * time.Millisecond) {
+				say(t, cm, "host_a", "hello?", false)
+				if time.Now().After(end) {
+					t.Fatal("nothing is heard")
+				}
+			}
+			for len(heard) > 0 {
+				<-heard
+			}
+		}
+		speak(50)
+		collect()
+		say(t, cm, "host_a", "retained", true)
+		if !c.Connected("host_a") || c.Connected("host_b") {
+			t.Error("who is there is not who was heard")
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if c.Connected("host_a") {
+			t.Error("a replica that receives nothing thinks that a host is there")
+		}
+		speak(50) // while nobody leads
+	}
+	c := newClient(t, at, "rep_last")
+	c.Handle(protocol.TopicStatus, func(_ string, payload []byte) { heard <- string(payload) })
+	go c.Receive(t.Context())
+	collect()
+	if !slices.Equal(got, want) {
+		t.Errorf("heard %v", got)
+	}
+}
+
+// TestPublish: messages of a replica come, retained ones to who comes later.
+func TestPublish(t *testing.T) {
+	t.Parallel()
+	at := mosquitto(t)
+	c := newClient(t, at, "rep_a")
+	topic := protocol.HostTopic("host_a", protocol.TopicPresence)
+	if err := c.Publish(broker.Message{Topic: topic, Payload: []byte("there"), Retain: true}); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("mosquitto_sub", "-V", "5", "-h", at.Hostname(), "-p", at.Port(), "-t", topic, "-C", "1", "-W", "10", "-F", "%r %p").CombinedOutput()
+	if err != nil || string(out) != "1 there\n" {
+		t.Errorf("%q, %v", out, err)
+	}
+	c.Close()
+	if err := c.Publish(broker.Message{Topic: topic, Expiry: time.Second}); err == nil {
+		t.Error("nobody is there, and it is not said")
+	}
+}
