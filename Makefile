@@ -13,6 +13,11 @@ STATIC   = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLA
 CGO      = CGO_ENABLED=1 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOSEC       := github.com/securego/gosec/v2/cmd/gosec@v2.30.0
+GITLEAKS    := github.com/zricethezav/gitleaks/v8@v8.30.1
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+VULNDB      := golang.org/x/vulndb@v0.0.0-20261105234957-e22db6528018
+CYCLONEDX   := github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
 PROCS       := $(shell nproc)
 
 # Cross compiler of the NVML child, by architecture.
@@ -20,7 +25,7 @@ CC_amd64 := $(if $(filter amd64,$(ARCH)),gcc,x86_64-linux-gnu-gcc)
 CC_arm64 := $(if $(filter arm64,$(ARCH)),gcc,aarch64-linux-gnu-gcc)
 
 .DEFAULT_GOAL := help
-.PHONY: help up down build dl release desktop-image browser test e2e chaos gpu-check bare lint bench bench-quick clean
+.PHONY: help up down build dl release desktop-image browser test e2e chaos gpu-check bare lint audit bench bench-quick clean
 
 help: ## what there is to make
 	@echo "RemoteGPU: one private GPU cloud from machines behind NAT."
@@ -45,7 +50,8 @@ build: ## programs of this machine, in bin/
 dl: build ## what the server hands to hosts of this architecture, in run/dl
 	@installers/sign.sh $${RG_RUN:-run}/dl linux-$(ARCH)=bin
 
-release: dist/amd64 dist/arm64 ## signed programs for amd64 and arm64, in dist/
+release: dist/amd64 dist/arm64 ## signed programs for amd64 and arm64 and what they are made of (SBOM), in dist/
+	$(GO) run $(CYCLONEDX) mod -json -licenses -std -noserial -output dist/sbom.cdx.json .
 	@installers/sign.sh dist linux-amd64=dist/amd64 linux-arm64=dist/arm64
 	@rm -rf dist/amd64 dist/arm64
 	@find dist -type f | sort | xargs ls -lh | awk '{ print $$5 "\t" $$9 }'
@@ -82,6 +88,12 @@ e2e: ## the end-to-end tests alone: real programs, namespaces, containers
 	RG_E2E=1 $(GO) test -count=1 -timeout 40m ./e2e/...
 
 chaos: ## random faults and invariants: SEED=1 MINUTES=5 HOSTS=2 AGENTS=0; a report in run/chaos-report.md
+audit: ## known holes, risky code, secrets in the history, licences; what is accepted stands in deploy/audit/accepted.txt
+	$(GO) run $(GITLEAKS) git --no-banner --redact -v .
+	$(GO) test -count=1 ./deploy/licences
+	$(GO) run ./deploy/audit -gosec $(GOSEC) -govulncheck $(GOVULNCHECK) -vulndb $(VULNDB)
+
+chaos: ## random faults and invariants: SEED=1 MINUTES=5 HOSTS=2; a report in run/chaos-report.md
 	@deploy/deps.sh test
 	@$(MAKE) --no-print-directory dl
 	@mkdir -p $${RG_RUN:-run}

@@ -76,7 +76,7 @@ var layers = map[string][][]string{
 	},
 	"console":    {{"console"}},
 	"installers": {{"installers"}},
-	"deploy":     {{"deploy/images/oci"}},
+	"deploy":     {{"deploy/images/oci", "deploy/audit", "deploy/licences"}},
 	"e2e":        {{"e2e/chaos", "e2e/fleet/sim"}, {"e2e"}, {"e2e/bench", "e2e/fleet", "e2e/peer"}},
 }
 

@@ -3,7 +3,8 @@
 #
 #   installers/sign.sh DIR linux-amd64=FOLDER [linux-arm64=FOLDER]
 #
-# DIR gets linux-amd64/…, SHA256SUMS over all of them, SHA256SUMS.sig (ECDSA
+# DIR gets linux-amd64/…, SHA256SUMS over all of them and over an SBOM that is
+# there, SHA256SUMS.sig (ECDSA
 # P-256 over SHA-256, which any openssl checks) and release.pub. The key is the
 # PEM, or the file with it, in RELEASE_KEY; without one a key of this checkout is
 # made once, in run/release.key, for development. Nothing that is right already
@@ -51,7 +52,7 @@ for part; do
 		[ ! -e "${part#*=}/$program" ] || put "${part#*=}/$program" "$dir/${part%%=*}/$program" 755
 	done
 done
-(cd "$dir" && sha256sum linux-*/remotegpu*) >"$work/sums"
+(cd "$dir" && sha256sum linux-*/remotegpu* && { [ ! -e sbom.cdx.json ] || sha256sum sbom.cdx.json; }) >"$work/sums"
 if ! cmp -s "$work/sums" "$dir/SHA256SUMS" || ! cmp -s "$work/release.pub" "$dir/release.pub"; then
 	openssl dgst -sha256 -sign "$key" -out "$work/sig" "$work/sums"
 	openssl dgst -sha256 -verify "$work/release.pub" -signature "$work/sig" "$work/sums" >/dev/null
