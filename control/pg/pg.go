@@ -84,6 +84,14 @@ func Migrate(ctx context.Context, pool *Pool) error {
 	if err := m.LoadMigrations(dir); err != nil {
 		return fmt.Errorf("load migrations: %w", err)
 	}
+	at, err := m.GetCurrentVersion(ctx)
+	if err != nil {
+		return fmt.Errorf("read version of the schema: %w", err)
+	}
+	if newest := int32(len(m.Migrations)); at > newest {
+		return fmt.Errorf("migrate database: its schema is version %d, and this server knows versions up to %d: a newer server has used it. "+
+			"Start that one again; there is no way back but a backup from before the upgrade, restored into an empty database. Nothing was changed", at, newest)
+	}
 	if err := m.Migrate(ctx); err != nil {
 		return fmt.Errorf("migrate database: %w", err)
 	}

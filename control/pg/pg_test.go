@@ -95,6 +95,24 @@ func TestMigrateTwiceChangesNothing(t *testing.T) {
 	}
 }
 
+// TestNewerSchema: a server that is older than its database touches nothing, and
+// says what to do.
+func TestNewerSchema(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	if _, err := pool.Exec(t.Context(), "update schema_version set version = version + 1"); err != nil {
+		t.Fatal(err)
+	}
+	err := pg.Migrate(t.Context(), pool)
+	if err == nil || !strings.Contains(err.Error(), "a newer server has used it. Start that one again") {
+		t.Errorf("%v", err)
+	}
+	var tables int
+	if err := pool.QueryRow(t.Context(), "select count(*) from users").Scan(&tables); err != nil {
+		t.Errorf("the data is not what it was: %v", err)
+	}
+}
+
 func TestPrivateComesBackAfterKill(t *testing.T) {
 	t.Parallel()
 	dir, err := os.MkdirTemp("", "rgpg")
