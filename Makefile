@@ -87,16 +87,7 @@ e2e: ## the end-to-end tests alone: real programs, namespaces, containers
 	@$(MAKE) --no-print-directory dl browser desktop-image
 	RG_E2E=1 $(GO) test -count=1 -timeout 40m ./e2e/...
 
-audit: ## known holes, risky code, secrets in the history, licences; what is accepted stands in deploy/audit/accepted.txt
-	$(GO) run $(GITLEAKS) git --no-banner --redact -v .
-	$(GO) test -count=1 ./deploy/licences
-	$(GO) run ./deploy/audit -gosec $(GOSEC) -govulncheck $(GOVULNCHECK) -vulndb $(VULNDB)
-
 chaos: ## random faults and invariants: SEED=1 MINUTES=5 HOSTS=2 AGENTS=0; a report in run/chaos-report.md
-chaos: SEED ?= 1
-chaos: MINUTES ?= 5
-chaos: HOSTS ?= 2
-chaos: AGENTS ?= 0
 	@deploy/deps.sh test
 	@$(MAKE) --no-print-directory dl
 	@mkdir -p $${RG_RUN:-run}
@@ -126,6 +117,11 @@ lint: ## gofmt, vet, staticcheck, shellcheck
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 	shellcheck $$(git ls-files '*.sh' .ci)
+
+audit: ## known holes, risky code, secrets in the history, licences; what is accepted stands in deploy/audit/accepted.txt
+	$(GO) run $(GITLEAKS) git --no-banner --redact -v .
+	$(GO) test -count=1 ./deploy/licences
+	$(GO) run ./deploy/audit -gosec $(GOSEC) -govulncheck $(GOVULNCHECK) -vulndb $(VULNDB)
 
 bench: ## all benchmarks: a table, and run/bench.json
 	@deploy/deps.sh test
