@@ -169,6 +169,8 @@ func TestReplicas(t *testing.T) {
 	t.Run("events", func(t *testing.T) { eventsAtEach(t, r) })
 	t.Run("killed", func(t *testing.T) { replicasKilled(t, r) })
 	t.Run("stopped", func(t *testing.T) { replicaStopped(t, r) })
+	t.Run("vanished", func(t *testing.T) { replicaVanished(t, r) })
+	t.Run("hangs", func(t *testing.T) { replicaHangs(t, r) })
 	t.Run("offline", func(t *testing.T) {
 		m.unplug()
 		eventually(t, 30*time.Second, "the host is offline", func() string { return r.holder() })
@@ -323,4 +325,74 @@ func replicaStopped(t *testing.T, r *replicas) {
 	}
 	r.begin(stops)
 	work.finish()
+}
+
+// replicaVanished cuts the machine of a server off, without a word to anybody:
+// its hosts are at the other one when haproxy has let go of it.
+func replicaVanished(t *testing.T, r *replicas) {
+	eventually(t, 3*time.Minute, "the host is at b", func() string {
+		if r.holder() == "b" {
+			return ""
+		}
+		r.w.reset("host") // it comes back to either
+		time.Sleep(2 * time.Second)
+		return "it is at " + r.holder()
+	})
+	work := r.w.newWork(t, "one", uint64(time.Now().UnixNano()), hurried)
+	work.until(1, 30*time.Second)
+	began := time.Now()
+	r.w.in("proxy", "ip link set wan down")
+	eventually(t, 30*time.Second, "the host is at a", func() string {
+		if now := r.holder(); now != "a" {
+			return "it is at " + now
+		}
+		return ""
+	})
+	back := time.Since(began)
+	lines, _ := work.lines()
+	work.until(lines+2, 30*time.Second)
+	t.Logf("b vanished: host at a after %v, session goes on after %v", back.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
+	r.w.in("proxy", "ip link set wan up")
+	work.finish()
+}
+
+// replicaHangs stops the process of the server that leads, as a debugger does:
+// another one leads, and this one does not when it goes on.
+func replicaHangs(t *testing.T, r *replicas) {
+	hung := r.leader()
+	began := time.Now()
+	r.server[hung].Process.Signal(syscall.SIGSTOP)
+	eventually(t, 30*time.Second, "the other one leads", func() string {
+		if now := r.leader(); now == hung {
+			return now
+		}
+		return ""
+	})
+	t.Logf("%s hangs: %s leads after %v", hung, other(hung), time.Since(began).Round(time.Millisecond))
+	eventually(t, 60*time.Second, "the host is at the other one", func() string {
+		if now := r.holder(); now != other(hung) {
+			return "it is at " + now
+		}
+		return ""
+	})
+	t.Logf("%s hangs: the host is at %s after %v", hung, other(hung), time.Since(began).Round(time.Millisecond))
+	r.server[hung].Process.Signal(syscall.SIGCONT)
+	time.Sleep(3 * time.Second) // it notices, and waits for its turn
+	if now := r.leader(); now == hung {
+		t.Errorf("%s leads again, though the other one does", now)
+	}
+}
+
+// leader returns the server that was the last to say that it leads.
+func (r *replicas) leader() (name string) {
+	latest := ""
+	for _, one := range []string{"a", "b"} {
+		b, _ := os.ReadFile(filepath.Join(r.w.dir, one+".log"))
+		for line := range strings.Lines(string(b)) {
+			if at, ok := strings.CutPrefix(line, `{"time":"`); ok && strings.Contains(line, "this replica leads") && at > latest {
+				latest, name = at, one
+			}
+		}
+	}
+	return name
 }
