@@ -123,6 +123,11 @@ func (r *Recorder) flush(ctx context.Context) {
 			return
 		}
 	}
+	r.touch(ctx)
+}
+
+// touch notes how much there is. It needs mu.
+func (r *Recorder) touch(ctx context.Context) {
 	if err := touch(ctx, r.svc.pool, r.id, r.writer(), r.bytes); err != nil {
 		r.svc.log.Warn("recording not touched", "recording", r.id, "err", err) // the parts are there all the same
 	}
@@ -178,6 +183,7 @@ func (r *Recorder) Close() {
 		}
 		if r.err == nil {
 			r.err = r.writePart(ctx)
+			r.touch(ctx)
 		}
 		if err := r.svc.finish(ctx, r.id, r.err != nil); err != nil {
 			r.svc.log.Warn("recording not finished; it is tried again", "recording", r.id, "err", err)
