@@ -67,8 +67,12 @@ func (h *hook) admit(c *conn, cl *mqtt.Client, pk packets.Packet) (Principal, pa
 	if pk.Properties.AuthenticationMethod != "" {
 		return Principal{}, packets.ErrBadAuthenticationMethod
 	}
-	p, err := h.broker.cfg.Authenticate(ctx, Credentials{
-		ClientID: cl.ID, User: string(pk.Connect.Username), Password: pk.Connect.Password, Remote: c.remote,
+	var p Principal
+	var err error
+	aside(func() {
+		p, err = h.broker.cfg.Authenticate(ctx, Credentials{
+			ClientID: cl.ID, User: string(pk.Connect.Username), Password: pk.Connect.Password, Remote: c.remote,
+		})
 	})
 	switch {
 	case errors.Is(err, ErrUnavailable), errors.Is(err, context.DeadlineExceeded):

@@ -18,7 +18,7 @@ const (
 	workTimeout = 20 * time.Second
 	beatEvery   = time.Second // heartbeats that came meanwhile are noted together
 	maxPresence = 8
-	maxWork     = 16 // hosts that are worked for at a time: each holds a database connection
+	maxWork     = 8 // hosts that are worked for at a time: each holds a database connection
 )
 
 // What one host may cost: more of it waits, and only its own work with it.

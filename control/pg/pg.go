@@ -44,12 +44,19 @@ type Tx = pgx.Tx
 //go:embed migrations/*.sql
 var migrations embed.FS
 
+// minConns is how many connections a pool may have at least: what is done for
+// hosts takes up to half of them, and people must not wait behind it.
+const minConns = 24
+
 // Open connects to url, a PostgreSQL connection string, and brings the schema
 // up to date. Several servers may do so at once: a lock lets one of them work.
 func Open(ctx context.Context, url string) (*Pool, error) {
 	cfg, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		return nil, fmt.Errorf("parse database URL: %w", err)
+	}
+	if !strings.Contains(url, "pool_max_conns") {
+		cfg.MaxConns = max(cfg.MaxConns, minConns)
 	}
 	cfg.MaxConnLifetimeJitter = 10 * time.Minute
 	if cfg.ConnConfig.ConnectTimeout == 0 {

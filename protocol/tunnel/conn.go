@@ -46,6 +46,7 @@ type Conn struct {
 
 	read, wrote atomic.Uint64 // bytes of the stream
 	survives    atomic.Bool
+	spoke       atomic.Int64 // Unix nanoseconds of the last write
 }
 
 var _ net.Conn = (*Conn)(nil)
@@ -59,15 +60,19 @@ func newConn(ws *websocket.Conn) *Conn {
 }
 
 // ping keeps the path open, and shows the peer that we live: also while nobody
-// reads here.
+// reads here. Whatever else was written does both, as the answer to the peer's
+// ping: so of two idle ends one asks.
 func (c *Conn) ping() {
-	select {
-	case <-c.closed:
-	default:
-		if c.say(textPing) == nil {
-			time.AfterFunc(pingEvery, c.ping)
-		}
+	wait := pingEvery
+	switch quiet := time.Since(time.Unix(0, c.spoke.Load())); {
+	case c.isClosed():
+		return
+	case quiet < pingEvery-pingEvery/8:
+		wait -= quiet
+	case c.say(textPing) != nil:
+		return
 	}
+	time.AfterFunc(wait, c.ping)
 }
 
 // extend moves the deadline by which something must come from the peer.
@@ -256,6 +261,7 @@ func (c *Conn) write(kind int, p []byte) error {
 	}
 	_ = c.ws.SetWriteDeadline(by) // only notes it
 	err := c.send(kind, p)
+	c.spoke.Store(time.Now().UnixNano())
 	if err != nil && c.isClosed() {
 		return net.ErrClosed
 	}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"sync"
 	"time"
 
@@ -34,7 +35,8 @@ var writeBufs = sync.Pool{} // shared by all connections; held during a write al
 // Rejected is an HTTP answer that is no WebSocket.
 type Rejected struct {
 	Status int
-	Body   string // at most 4 KiB of it
+	Body   string        // at most 4 KiB of it
+	After  time.Duration // when to come back; 0: not said
 }
 
 func (r *Rejected) Error() string {
@@ -50,8 +52,9 @@ func Dial(ctx context.Context, cfg DialConfig) (*Conn, error) {
 	ws, resp, err := d.DialContext(ctx, cfg.URL, cfg.Header)
 	if err != nil {
 		if resp != nil && errors.Is(err, websocket.ErrBadHandshake) {
-			body, _ := io.ReadAll(io.LimitReader(resp.Body, 4096)) // what came is enough
-			return nil, &Rejected{resp.StatusCode, string(body)}
+			body, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))   // what came is enough
+			after, _ := strconv.Atoi(resp.Header.Get("Retry-After")) // as a date or as nonsense: not said
+			return nil, &Rejected{resp.StatusCode, string(body), time.Duration(min(max(after, 0), 3600)) * time.Second}
 		}
 		return nil, fmt.Errorf("dial %s: %w", cfg.URL, err)
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -26,6 +27,7 @@ type HubConfig struct {
 	// has asked for to that one, and answers the request.
 	Name       string
 	Forward    func(hub string, w http.ResponseWriter, r *http.Request)
+	MaxSpares  int // warm connections of all hosts; 0: no limit. Others are asked for when they are needed
 	MaxPerHost int // streams open at a time; 0: 512
 	MaxPerUser int // 0: 256
 	OpenRate   int // streams that a user may open per second, after a burst of ten times as many; 0: 50
@@ -37,9 +39,10 @@ type HubConfig struct {
 
 const (
 	askTimeout   = 15 * time.Second
-	hedgeAfter   = 2 * time.Second // a spare that is silent for so long may be dead
-	spareTimeout = 5 * time.Second // and after so long more is taken for it
-	hubMaxSpares = 2 * maxSpares   // of one host
+	hedgeAfter   = 2 * time.Second  // a spare that is silent for so long may be dead
+	spareTimeout = 5 * time.Second  // and after so long more is taken for it
+	hubMaxSpares = 2 * maxSpares    // of one host
+	fullFor      = 10 * time.Minute // until a host tries again that has no spare because there are enough
 )
 
 // Hub is the control plane's side: it takes in what agents dial and opens
@@ -49,6 +52,7 @@ type Hub struct {
 
 	mu     sync.Mutex // guards what follows
 	spares map[string][]*spare
+	warm   int                           // of all hosts
 	asked  map[string]*ask               // by token
 	open   map[string]map[*Conn]struct{} // streams, by host
 	byHost map[string]int                // streams open and being opened
@@ -96,6 +100,10 @@ func (h *Hub) AcceptHere(host string, w http.ResponseWriter, r *http.Request) {
 	} else if h.count(host) >= hubMaxSpares {
 		http.Error(w, "enough spare connections", http.StatusTooManyRequests)
 		return
+	} else if h.full() {
+		w.Header().Set("Retry-After", strconv.Itoa(int(fullFor.Seconds())))
+		http.Error(w, "enough spare connections of all hosts; a stream is asked for when it is needed", http.StatusServiceUnavailable)
+		return
 	}
 	conn, err := Upgrade(w, r)
 	if err != nil {
@@ -117,6 +125,13 @@ func (h *Hub) count(host string) int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return len(h.spares[host])
+}
+
+// full reports whether there is room for no more spares.
+func (h *Hub) full() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.cfg.MaxSpares > 0 && h.warm >= h.cfg.MaxSpares
 }
 
 // Open opens a stream to host. It fails with ErrOffline at once when the host

@@ -155,6 +155,7 @@ func (p *Pool) spare(ctx context.Context) {
 // which few are at a time, somebody waits for a session to go on.
 func (p *Pool) failed(least int, doing string, err error) {
 	var restart *Restarting
+	var rejected *Rejected
 	p.mu.Lock()
 	p.failures++
 	first := p.failures == 1
@@ -165,6 +166,9 @@ func (p *Pool) failed(least int, doing string, err error) {
 	wait := backoffMin + rand.N(most-backoffMin)
 	if errors.As(err, &restart) {
 		wait = restart.After // who restarts knows best
+	}
+	if errors.As(err, &rejected) && rejected.After > 0 {
+		wait = rejected.After/2 + rand.N(rejected.After)
 	}
 	p.retryAt = time.Now().Add(wait)
 	over := p.ctx == nil || p.ctx.Err() != nil

@@ -174,6 +174,30 @@ func TestARequestThatNobodyWaitsForIsASpare(t *testing.T) {
 	}
 }
 
+// TestEnoughSparesOfAllHosts: a server with as many spares as it may hold says
+// when to come again, and still gets the streams that it asks for.
+func TestEnoughSparesOfAllHosts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, HubConfig{MaxSpares: 1}, echo)
+	if _, err := w.dial(t.Context(), "host_11111111111111111111", ""); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "it is taken in", func() bool { return w.hub.count("host_11111111111111111111") == 1 })
+	w.run(t)
+	until(t, "the pool has heard that there are enough", func() bool {
+		w.pool.mu.Lock()
+		defer w.pool.mu.Unlock()
+		return time.Until(w.pool.retryAt) > fullFor/2-time.Minute
+	})
+	open(t, w)
+	w.hub.Drop("host_11111111111111111111")
+	w.hub.mu.Lock()
+	defer w.hub.mu.Unlock()
+	if w.hub.warm != 0 {
+		t.Errorf("%d spares are counted of none", w.hub.warm)
+	}
+}
+
 func TestMaxStreamsOfAHost(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, HubConfig{}, echo)

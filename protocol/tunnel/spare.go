@@ -77,7 +77,7 @@ func (h *Hub) deliver(host string, a *ask, s *spare) {
 	case a != nil && !a.over && len(a.got) == 0:
 		a.got <- s
 	case len(h.spares[host]) < hubMaxSpares:
-		h.spares[host] = append(h.spares[host], s)
+		h.keep(host, append(h.spares[host], s))
 	default:
 		s.conn.Close()
 	}
@@ -112,6 +112,7 @@ func (h *Hub) watch(host string, s *spare) {
 
 // keep needs mu.
 func (h *Hub) keep(host string, list []*spare) {
+	h.warm += len(list) - len(h.spares[host])
 	if len(list) == 0 {
 		delete(h.spares, host)
 		return
