@@ -89,8 +89,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 	return nil
 }
 
-// join makes host number n and enrols it, trying on for a while: the server may
-// be busy, as with other hosts that join.
+// join makes host number n and enrols it.
 func (f *Fleet) join(ctx context.Context, n int) (*Agent, error) {
 	cfg := Config{
 		Server: f.cfg.Server, CA: f.cfg.CA, Token: f.cfg.Token, Dir: filepath.Join(f.cfg.Dir, fmt.Sprintf("%05d", n)),
@@ -102,25 +101,9 @@ func (f *Fleet) join(ctx context.Context, n int) (*Agent, error) {
 	if !f.cfg.Together {
 		cfg.Line.Source = netip.AddrFrom4([4]byte{127, byte(1 + n>>16), byte(n >> 8), byte(n)})
 	}
-	a, err := New(cfg)
-	if err != nil {
+	a, err := f.enroll(ctx, cfg)
+	if err != nil || a == nil {
 		return nil, err
-	}
-	for try := 1; ; try++ {
-		if err = a.Enroll(ctx); err == nil {
-			break
-		}
-		f.fail(err)
-		select {
-		case <-ctx.Done():
-			a.Close()
-			return nil, nil
-		case <-time.After(rand.N(time.Second << min(try, 4))):
-		}
-		if try == 20 {
-			a.Close()
-			return nil, fmt.Errorf("enrol host %d: %w", n, err)
-		}
 	}
 	f.enrolled.Add(1)
 	f.mu.Lock()
@@ -131,6 +114,28 @@ func (f *Fleet) join(ctx context.Context, n int) (*Agent, error) {
 		time.AfterFunc(rand.N(time.Minute), func() { a.Wire().Hang(true) })
 	}
 	return a, nil
+}
+
+// enroll tries until the host is one of the server's; nil: ctx has ended.
+func (f *Fleet) enroll(ctx context.Context, cfg Config) (*Agent, error) {
+	for try := 1; ; try++ {
+		a, err := New(cfg)
+		if err == nil {
+			if err = a.Enroll(ctx); err == nil {
+				return a, nil
+			}
+			a.Close()
+		}
+		f.fail(err)
+		if try == 20 {
+			return nil, fmt.Errorf("enrol host %s: %w", cfg.Dir, err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-time.After(rand.N(time.Second << min(try, 4))):
+		}
+	}
 }
 
 func (f *Fleet) fail(err error) {
