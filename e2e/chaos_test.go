@@ -44,20 +44,20 @@ const (
 
 // TestChaos breaks everything by a plan, while environments come and go and
 // people work in them, and checks the invariants of package chaos all the time.
-// RG_CHAOS_SEED, _MINUTES, _HOSTS and _AGENTS choose another run: see make chaos.
+// RG_CHAOS_SEED, _MINUTES, _HOSTS, _AGENTS and _SERVERS choose another run: see make chaos.
 func TestChaos(t *testing.T) {
 	w := newWorld(t)
 	seed, minutes, hosts := number(t, "RG_CHAOS_SEED", chaosSeed), number(t, "RG_CHAOS_MINUTES", chaosMinutes), int(number(t, "RG_CHAOS_HOSTS", chaosHosts))
-	agents := int(number(t, "RG_CHAOS_AGENTS", 0))
-	y := w.newYard(hosts, agents, uint64(seed))
+	agents, servers := int(number(t, "RG_CHAOS_AGENTS", 0)), min(2, int(number(t, "RG_CHAOS_SERVERS", 1)))
+	y := w.newYard(hosts, agents, servers, uint64(seed))
 	run := &chaos.Run{
 		System: chaos.System{Faults: y.faults(), Look: y.look, Rest: y.rest, Resume: y.resume, Clear: y.wisher.clear, Log: t.Logf},
 		Seed:   uint64(seed), Calm: restWithin,
 		Shape: chaos.Shape{
 			Rounds: max(1, int(minutes*60/(stormLasts+restAbout).Seconds())), Storm: stormLasts, Pause: 2 * time.Second,
-			Parts: map[string]int{partHost: hosts, partControl: 1, partClient: 1, partSim: agents},
+			Parts: map[string]int{partHost: hosts, partControl: 1, partClient: 1, partSim: agents, partReplica: servers},
 		},
-		Replay: fmt.Sprintf("make chaos SEED=%v MINUTES=%v HOSTS=%d AGENTS=%d", seed, minutes, hosts, agents),
+		Replay: fmt.Sprintf("make chaos SEED=%v MINUTES=%v HOSTS=%d AGENTS=%d SERVERS=%d", seed, minutes, hosts, agents, servers),
 	}
 	before := y.goroutines()
 	report := run.Do(t.Context())
@@ -101,18 +101,22 @@ func number(t *testing.T, name string, otherwise float64) float64 {
 // yard is a control plane with hosts, each behind a line that can be bad, and
 // with people who work there.
 type yard struct {
-	t      *testing.T
-	w      *world
-	p      *plane
-	seed   uint64
-	boxes  []*box
-	fleet  *fleet // nil: none
-	shells []*work
-	wisher *wisher
-	api    *http.Client // of the API, in the client's network
-	token  string
-	ssh    string // how OpenSSH is called
-	agent  string // the program with a clock that can jump
+	t        *testing.T
+	w        *world
+	p        *plane
+	seed     uint64
+	boxes    []*box
+	servers  []*server
+	disk     string // where the control plane keeps what it has
+	data     string // where PostgreSQL does
+	database string // how PostgreSQL is reached
+	fleet    *fleet // nil: none
+	shells   []*work
+	wisher   *wisher
+	api      *http.Client // of the API, in the client's network
+	token    string
+	ssh      string // how OpenSSH is called
+	agent    string // the program with a clock that can jump
 
 	read map[string]int64 // how far each log has been looked through
 
@@ -137,11 +141,10 @@ type box struct {
 
 // newYard starts everything: an environment per host that is asked nothing, and
 // somebody who works in it.
-func (w *world) newYard(hosts, agents int, seed uint64) *yard {
+func (w *world) newYard(hosts, agents, servers int, seed uint64) *yard {
 	w.t.Helper()
 	y := &yard{t: w.t, w: w, seed: seed, read: map[string]int64{}}
-	w.small(y.disk())
-	y.p = w.newPlane("--url", "https://"+cloudName+":8443")
+	y.newControl(servers > 1)
 	y.api = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
 		DialContext:     func(_ context.Context, _, address string) (net.Conn, error) { return w.dial("client", address) },
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true,
@@ -180,9 +183,6 @@ func (y *yard) hosts() int {
 	return len(y.boxes) + y.fleet.agents
 }
 
-// disk is where the control plane keeps what it has.
-func (y *yard) disk() string { return filepath.Join(y.w.dir, "srv") }
-
 // spared is the number of hosts whose power never goes: all but one, or the only one.
 func (y *yard) spared() int { return max(1, len(y.boxes)-1) }
 
@@ -210,6 +210,7 @@ func (y *yard) newBox(i int) *box {
 	y.w.small(disk)
 	b.machine = y.w.machineIn(role, bind{disk, "/opt/data"})
 	y.t.Cleanup(func() { b.dump(y.t) })
+	b.cwd = y.w.dir // where the authority's certificate may lie
 	y.bad(b, dev, router, strconv.Itoa(9000+i))
 	b.must("rm -f /etc/resolv.conf && echo nameserver " + router + " >/etc/resolv.conf")
 	y.p.join(b.machine, "--name "+b.name+" --data-dir "+b.dir)
@@ -244,24 +245,6 @@ func (b *box) path(name string) string {
 	return filepath.Join("/proc", strconv.Itoa(b.first()), "root", name)
 }
 
-// startServer starts the control plane and waits until it is ready.
-func (y *yard) startServer(ctx context.Context) error {
-	y.p.cmd = y.w.start("srv", "server.log", filepath.Join(y.w.bin, "remotegpu"), y.p.args...)
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	for {
-		out, err := y.w.try("srv", "curl -fsSk -m 2 "+y.p.url+"/readyz")
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return errors.New("the server is not ready: " + out)
-		case <-time.After(200 * time.Millisecond):
-		}
-	}
-}
-
 // goroutines ends server and agents as SIGQUIT does, which makes them tell
 // their goroutines, and returns how many each had.
 func (y *yard) goroutines() map[string]int {
@@ -275,8 +258,12 @@ func (y *yard) goroutines() map[string]int {
 			}
 		})
 	}
-	n["the server"] = told(y.t, filepath.Join(y.w.dir, "server.log"), func() { y.w.end(y.p.cmd, syscall.SIGQUIT) })
-	y.p.start()
+	for _, s := range y.servers {
+		n[s.name] = told(y.t, filepath.Join(y.w.dir, s.log), func() { y.w.end(s.cmd, syscall.SIGQUIT) })
+		if err := y.begin(y.t.Context(), s); err != nil {
+			y.t.Fatal(err)
+		}
+	}
 	return n
 }
 

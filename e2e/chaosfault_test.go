@@ -15,10 +15,11 @@ import (
 	"github.com/remotegpu/remotegpu/e2e/chaos"
 )
 
-// Kinds of parts. Server and database are one: either is the control plane.
+// Kinds of parts.
 const (
 	partHost    = "host"
-	partControl = "control plane"
+	partControl = "control plane" // the database, and the server if it is alone
+	partReplica = "server"
 	partClient  = "client"
 	partSim     = "simulated host"
 )
@@ -30,7 +31,11 @@ type act = func(context.Context, chaos.Hit) error
 func (y *yard) faults() []chaos.Fault {
 	const s = time.Second
 	agent, daemon := y.program("remotegpu-agent run"), y.program("containerd --")
-	server := func(chaos.Hit) []int { return []int{y.p.cmd.Process.Pid} }
+	server := func(h chaos.Hit) []int { return []int{y.servers[h.Part].cmd.Process.Pid} }
+	partServer := partControl // a lone server and its database are one part
+	if len(y.servers) > 1 {
+		partServer = partReplica
+	}
 	return []chaos.Fault{
 		{Name: "agent killed", On: partHost, Do: kill(agent)},
 		frozen("agent stands still", partHost, 12*s, agent),
@@ -54,12 +59,12 @@ func (y *yard) faults() []chaos.Fault {
 		}),
 		y.weather("link narrow", func(dice uint64) chaos.Weather { return chaos.Weather{Rate: 8<<10 + int(dice%(56<<10))} }),
 
-		{Name: "server killed", On: partControl, Most: 5 * s, Do: y.endServer(syscall.SIGKILL), Undo: y.serverBack},
-		{Name: "server restarted", On: partControl, Do: y.endServer(syscall.SIGTERM), Undo: y.serverBack},
-		frozen("server stands still", partControl, 10*s, server),
+		{Name: "server killed", On: partServer, Most: 5 * s, Do: y.endServer(syscall.SIGKILL), Undo: y.serverBack},
+		{Name: "server restarted", On: partServer, Do: y.endServer(syscall.SIGTERM), Undo: y.serverBack},
+		frozen("server stands still", partServer, 10*s, server),
 		{Name: "server's disk full", On: partControl, Least: 3 * s, Most: 8 * s, Do: y.fillServer, Undo: y.emptyServer},
 		{Name: "database killed", On: partControl, Do: kill(y.postmaster)},
-		frozen("database stands still", partControl, 8*s, y.database),
+		frozen("database stands still", partControl, 8*s, y.processes),
 
 		{Name: "client's connections reset", On: partClient, Do: y.line("client", resetLinks)},
 		{Name: "client silent", On: partClient, Least: s, Most: 8 * s,
@@ -164,11 +169,11 @@ const (
 )
 
 func (y *yard) fillServer(ctx context.Context, h chaos.Hit) error {
-	return y.line("srv", strings.ReplaceAll(fillDisk, "/opt/data", y.disk()))(ctx, h)
+	return y.line("srv", strings.ReplaceAll(fillDisk, "/opt/data", y.disk))(ctx, h)
 }
 
 func (y *yard) emptyServer(ctx context.Context, h chaos.Hit) error {
-	return y.line("srv", strings.ReplaceAll(emptyDisk, "/opt/data", y.disk()))(ctx, h)
+	return y.line("srv", strings.ReplaceAll(emptyDisk, "/opt/data", y.disk))(ctx, h)
 }
 
 // powerOff ends all that runs on a host.
@@ -241,35 +246,4 @@ func (y *yard) damage(ctx context.Context, h chaos.Hit) error {
 		}
 	}
 	return kill(y.program("remotegpu-agent run"))(ctx, h)
-}
-
-func (y *yard) endServer(sig syscall.Signal) act {
-	return func(context.Context, chaos.Hit) error {
-		y.w.end(y.p.cmd, sig)
-		return nil
-	}
-}
-
-func (y *yard) serverBack(ctx context.Context, _ chaos.Hit) error { return y.startServer(ctx) }
-
-func (y *yard) postmaster(chaos.Hit) []int {
-	pid, err := y.w.postmaster()
-	if err != nil {
-		return nil
-	}
-	return []int{pid}
-}
-
-// database is every process of PostgreSQL: they work in its data folder.
-func (y *yard) database(chaos.Hit) (all []int) {
-	dir := filepath.Join(y.w.dir, "srv/postgres/data")
-	links, _ := filepath.Glob("/proc/[0-9]*/cwd")
-	for _, link := range links {
-		if cwd, err := os.Readlink(link); err == nil && cwd == dir {
-			var pid int
-			fmt.Sscanf(link, "/proc/%d/cwd", &pid)
-			all = append(all, pid)
-		}
-	}
-	return all
 }

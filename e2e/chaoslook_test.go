@@ -120,8 +120,8 @@ func (b *box) look(was chaos.Host) chaos.Host {
 func (b *box) containers(was chaos.Host) (alive []chaos.Container, err error) {
 	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), "remotegpu"), seeWithin)
 	defer cancel()
-	if b.first() == 0 {
-		return nil, errors.New("it has no power")
+	if b.first() == 0 { // it has no power
+		return nil, nil
 	}
 	if b.ctr == nil {
 		b.ctr, err = client.New(b.path("/run/containerd/containerd.sock"), client.WithDefaultNamespace("remotegpu"), client.WithTimeout(seeWithin))
@@ -241,7 +241,7 @@ func each(ctx context.Context, db *pgx.Conn, sql string, into []any, do func()) 
 
 // connect returns a connection to the control plane's database.
 func (y *yard) connect(ctx context.Context) (*pgx.Conn, error) {
-	return pgx.Connect(ctx, "host="+filepath.Join(y.w.dir, "srv/postgres")+" port=5432 user=remotegpu dbname=remotegpu")
+	return pgx.Connect(ctx, y.database)
 }
 
 // rest makes no more wishes and says what has not come to rest.
@@ -306,7 +306,10 @@ func (y *yard) resume() {
 
 // levels is what the programs take.
 func (y *yard) levels(now *chaos.Seen) map[string]chaos.Level {
-	l := map[string]chaos.Level{"the server": level(y.p.cmd.Process.Pid)}
+	l := map[string]chaos.Level{}
+	for _, s := range y.servers {
+		l[s.name] = level(s.cmd.Process.Pid)
+	}
 	for _, b := range y.boxes {
 		for name, words := range map[string]string{"the agent of ": "remotegpu-agent run", "containerd of ": "containerd --"} {
 			if found := b.running([]string{words}); len(found) == 1 {
@@ -341,7 +344,10 @@ var never = []string{"\npanic: ", "\nfatal error: ", "DATA RACE", "nil pointer d
 
 // complaints returns what was said that must never be.
 func (y *yard) complaints() []string {
-	logs := []string{filepath.Join(y.w.dir, "server.log")}
+	var logs []string
+	for _, s := range y.servers {
+		logs = append(logs, filepath.Join(y.w.dir, s.log))
+	}
 	for _, b := range y.boxes {
 		logs = append(logs, filepath.Join(b.files, "var/log/remotegpu/agent.log"))
 	}

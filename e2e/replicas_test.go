@@ -56,7 +56,7 @@ func (r *replicas) certify() string {
 	w := r.w
 	crt, key, both := filepath.Join(w.dir, "lb.crt"), filepath.Join(w.dir, "lb.key"), filepath.Join(w.dir, "lb.pem")
 	w.must("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30",
-		"-keyout", key, "-out", crt, "-subj", "/CN="+srvAddr, "-addext", "subjectAltName=IP:"+srvAddr)
+		"-keyout", key, "-out", crt, "-subj", "/CN="+srvAddr, "-addext", "subjectAltName=DNS:"+cloudName+",IP:"+srvAddr)
 	w.must("sh", "-c", "cat "+crt+" "+key+" >"+both)
 	return both
 }
@@ -80,10 +80,30 @@ func (r *replicas) balance(crt string) {
 		w.t.Fatal(err)
 	}
 	w.start("srv", "haproxy.log", "haproxy", "-db", "-f", filepath.Join(w.dir, "haproxy.cfg"))
+	eventually(w.t, 20*time.Second, "haproxy has servers", func() string {
+		out, err := w.try("srv", "curl -fsSk -m 2 "+r.url+"/readyz")
+		if err != nil {
+			return out
+		}
+		return ""
+	})
 }
 
 // begin starts a server and waits until it is ready.
 func (r *replicas) begin(name string) {
+	r.w.t.Helper()
+	r.server[name] = r.launch(name)
+	eventually(r.w.t, 60*time.Second, name+" is ready", func() string {
+		out, err := r.w.try("srv", r.ready(name))
+		if err != nil {
+			return out
+		}
+		return ""
+	})
+}
+
+// launch starts a server.
+func (r *replicas) launch(name string) *exec.Cmd {
 	w := r.w
 	w.t.Helper()
 	dl, err := filepath.Abs("../run/dl")
@@ -91,19 +111,15 @@ func (r *replicas) begin(name string) {
 		w.t.Fatal(err)
 	}
 	at := r.at[name]
-	args := append([]string{
-		"server", "--data-dir", filepath.Join(w.dir, "srv"), "--downloads", dl, "--database-url", r.database, "--url", r.url,
-		"--behind-proxy", "--proxy-ca", filepath.Join(w.dir, "lb.crt"), "--listen", at + ":8080", "--ssh-listen", at + ":2201", "--ssh-address", srvAddr + ":2222",
-		"--mqtt-listen", at + ":1883", "--replica-listen", at + ":8445",
-	}, r.flags...)
-	r.server[name] = w.start(map[string]string{"a": "srv", "b": "proxy"}[name], name+".log", filepath.Join(w.bin, "remotegpu"), args...)
-	eventually(w.t, 60*time.Second, name+" is ready", func() string {
-		out, err := w.try("srv", "curl -fsS -m 2 http://"+at+":8080/readyz")
-		if err != nil {
-			return out
-		}
-		return ""
-	})
+	return w.start(map[string]string{"a": "srv", "b": "proxy"}[name], name+".log", filepath.Join(w.bin, "remotegpu"),
+		append([]string{"server", "--data-dir", filepath.Join(w.dir, "srv"), "--downloads", dl, "--database-url", r.database, "--url", r.url,
+			"--behind-proxy", "--proxy-ca", filepath.Join(w.dir, "lb.crt"), "--listen", at + ":8080", "--ssh-listen", at + ":2201", "--ssh-address", srvAddr + ":2222",
+			"--mqtt-listen", at + ":1883", "--replica-listen", at + ":8445"}, r.flags...)...)
+}
+
+// ready is a line that works in the network srv once a server is ready.
+func (r *replicas) ready(name string) string {
+	return "curl -fsS -m 2 http://" + r.at[name] + ":8080/readyz"
 }
 
 func (r *replicas) kill(name string) {
