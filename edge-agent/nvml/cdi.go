@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -16,6 +17,11 @@ import (
 // file. The containers it is used for get the device nodes, the driver's
 // libraries and programs, and hook as the program that puts them in order.
 func (d *driver) writeCDI(file, hook string) error {
+	if d.root == "/" {
+		if err := loadUVM("/dev/nvidia-uvm"); err != nil {
+			return err
+		}
+	}
 	log := logrus.New()
 	log.SetLevel(logrus.ErrorLevel) // it warns of every optional library that a driver lacks
 	namer, err := nvcdi.NewDeviceNamer(nvcdi.DeviceNameStrategyUUID)
@@ -50,6 +56,20 @@ func (d *driver) writeCDI(file, hook string) error {
 		return fmt.Errorf("write CDI specification %s: %w", file, err)
 	}
 	return nil
+}
+
+// loadUVM has the driver's own program load the module whose device CUDA needs,
+// and which nothing else loads on a machine without a screen.
+func loadUVM(device string) error {
+	_, err := os.Stat(device)
+	if err == nil {
+		return nil
+	}
+	why := exec.Command("nvidia-modprobe", "-c", "0", "-u").Run()
+	if _, err = os.Stat(device); err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s is not there, without which nothing computes; start the host's agent again after: nvidia-modprobe -c 0 -u (it was tried: %v)", device, why)
 }
 
 // libraryDirs is where the driver's libraries are when that is none of the

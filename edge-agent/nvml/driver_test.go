@@ -245,6 +245,23 @@ func TestCDI(t *testing.T) {
 	checkSpec(t, &spec, devices)
 }
 
+// TestUVMIsLoaded by the driver's program, and what is said when it is not.
+func TestUVMIsLoaded(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("PATH", dir+":/usr/bin:/bin")
+	device := filepath.Join(dir, "nvidia-uvm")
+	if err := loadUVM(device); err == nil || !strings.Contains(err.Error(), "nvidia-modprobe -c 0 -u") {
+		t.Errorf("without the program: %v", err)
+	}
+	program := "#!/bin/sh\n[ \"$*\" = '-c 0 -u' ] && touch " + device + "\n"
+	if err := os.WriteFile(filepath.Join(dir, "nvidia-modprobe"), []byte(program), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := loadUVM(device); err != nil {
+		t.Error(err)
+	}
+}
+
 func checkSpec(t *testing.T, spec *specs.Spec, devices []*server.Device) {
 	t.Helper()
 	if spec.Kind != "nvidia.com/gpu" || len(spec.Devices) != 2 {
