@@ -22,9 +22,15 @@ registry, all in this one program. Without --database-url it runs a PostgreSQL o
 its own, from the system's binaries, in its data folder.
 
 At the first start it makes the first platform admin and writes address and
-password to first-login.json in the data folder.`,
-		Example: "  remotegpu server --data-dir /var/lib/remotegpu-server --url https://gpu.example.org:8443",
-		Args:    args(0, 0, "no argument"),
+password to first-login.json in the data folder.
+
+Several servers share one --database-url and one folder, behind a load balancer:
+give each --replica-listen, where the others bring it streams. docs/replicas.md
+has a configuration of haproxy, and what happens when one dies.`,
+		Example: `  remotegpu server --data-dir /var/lib/remotegpu-server --url https://gpu.example.org:8443
+  remotegpu server --data-dir /srv/remotegpu --database-url postgres://… --url https://gpu.example.org \
+      --behind-proxy --public-ca --listen :8080 --replica-listen :8445`,
+		Args: args(0, 0, "no argument"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			level := slog.LevelInfo
 			if debug {

@@ -88,7 +88,8 @@ func (s *Server) askForOthers(payload string) {
 	}
 }
 
-// hostOnline reports whether a host is connected here or elsewhere.
+// hostOnline reports whether a host is connected here or elsewhere, as far as
+// can be told: asking it shows the rest.
 func (s *Server) hostOnline(host string) bool {
 	if s.broker.Connected(host) {
 		return true
@@ -102,7 +103,7 @@ func (s *Server) hostOnline(host string) bool {
 	if err != nil {
 		s.log.Warn("look whether a host is elsewhere", "host", host, "err", err)
 	}
-	return online
+	return online || err != nil
 }
 
 // hops brings streams to the replicas that have asked for them.

@@ -42,6 +42,14 @@ func newPair(t *testing.T) *pair {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended, listens := make(chan error, 1), make(chan struct{})
 	go func() { ended <- p.other.serveHops(ctx) }()
+	for _, s := range []*Server{p.Server, p.other} {
+		go s.replicas.Run(ctx) // a lease may be over before a test has begun
+	}
+	for end := time.Now().Add(30 * time.Second); !p.replicas.Others() || !p.other.replicas.Others(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the replicas do not see each other")
+		}
+	}
 	go pg.Listen(ctx, p.pool, dialWanted, func(text string) {
 		var want wanted
 		var d protocol.Dial
