@@ -87,11 +87,11 @@ e2e: ## the end-to-end tests alone: real programs, namespaces, containers
 	@$(MAKE) --no-print-directory dl browser desktop-image
 	RG_E2E=1 $(GO) test -count=1 -timeout 40m ./e2e/...
 
-chaos: ## random faults and invariants: SEED=1 MINUTES=5 HOSTS=2 AGENTS=0 SERVERS=1; a report in run/chaos-report.md
+chaos: ## random faults and invariants: SEED=1 MINUTES=5 HOSTS=2 AGENTS=0 SERVERS=1 BROKERS=0; a report in run/chaos-report.md
 	@deploy/deps.sh test
 	@$(MAKE) --no-print-directory dl
 	@mkdir -p $${RG_RUN:-run}
-	RG_E2E=1 RG_CHAOS_SEED=$(SEED) RG_CHAOS_MINUTES=$(MINUTES) RG_CHAOS_HOSTS=$(HOSTS) RG_CHAOS_AGENTS=$(AGENTS) RG_CHAOS_SERVERS=$(SERVERS) RG_CHAOS_REPORT=$(abspath $(or $(RG_RUN),run))/chaos-report.md \
+	RG_E2E=1 RG_CHAOS_SEED=$(SEED) RG_CHAOS_MINUTES=$(MINUTES) RG_CHAOS_HOSTS=$(HOSTS) RG_CHAOS_AGENTS=$(AGENTS) RG_CHAOS_SERVERS=$(SERVERS) RG_CHAOS_BROKERS=$(BROKERS) RG_CHAOS_REPORT=$(abspath $(or $(RG_RUN),run))/chaos-report.md \
 		$(GO) test -count=1 -timeout $$(awk 'BEGIN { print int(2 * $(MINUTES)) + 15 }')m -run '^TestChaos$$' -v ./e2e
 
 chaos: SEED ?= 1
@@ -99,6 +99,7 @@ chaos: MINUTES ?= 5
 chaos: HOSTS ?= 2
 chaos: AGENTS ?= 0
 chaos: SERVERS ?= 1
+chaos: BROKERS ?= 0
 
 gpu-check: ## what only a machine with NVIDIA's driver can prove: NVML, CDI, a container that computes, the main job
 	@test -e /dev/nvidiactl || { echo "gpu-check: this machine has no NVIDIA driver (no /dev/nvidiactl)" >&2; exit 1; }

@@ -44,20 +44,24 @@ const (
 
 // TestChaos breaks everything by a plan, while environments come and go and
 // people work in them, and checks the invariants of package chaos all the time.
-// RG_CHAOS_SEED, _MINUTES, _HOSTS, _AGENTS and _SERVERS choose another run: see make chaos.
+// RG_CHAOS_SEED, _MINUTES, _HOSTS, _AGENTS, _SERVERS and _BROKERS choose another run: see make chaos.
 func TestChaos(t *testing.T) {
 	w := newWorld(t)
 	seed, minutes, hosts := number(t, "RG_CHAOS_SEED", chaosSeed), number(t, "RG_CHAOS_MINUTES", chaosMinutes), int(number(t, "RG_CHAOS_HOSTS", chaosHosts))
 	agents, servers := int(number(t, "RG_CHAOS_AGENTS", 0)), min(2, int(number(t, "RG_CHAOS_SERVERS", 1)))
-	y := w.newYard(hosts, agents, servers, uint64(seed))
+	brokers := int(number(t, "RG_CHAOS_BROKERS", 0))
+	if brokers > 0 {
+		servers, agents, brokers = 2, 0, 1 // simulated hosts know no broker beside the server
+	}
+	y := w.newYard(hosts, agents, uint64(seed), func(y *yard) { y.newControl(servers, brokers) })
 	run := &chaos.Run{
 		System: chaos.System{Faults: y.faults(), Look: y.look, Rest: y.rest, Resume: y.resume, Clear: y.wisher.clear, Log: t.Logf},
 		Seed:   uint64(seed), Calm: restWithin,
 		Shape: chaos.Shape{
 			Rounds: max(1, int(minutes*60/(stormLasts+restAbout).Seconds())), Storm: stormLasts, Pause: 2 * time.Second,
-			Parts: map[string]int{partHost: hosts, partControl: 1, partClient: 1, partSim: agents, partReplica: servers},
+			Parts: map[string]int{partHost: hosts, partControl: 1, partClient: 1, partSim: agents, partReplica: servers, partBroker: brokers},
 		},
-		Replay: fmt.Sprintf("make chaos SEED=%v MINUTES=%v HOSTS=%d AGENTS=%d SERVERS=%d", seed, minutes, hosts, agents, servers),
+		Replay: fmt.Sprintf("make chaos SEED=%v MINUTES=%v HOSTS=%d AGENTS=%d SERVERS=%d BROKERS=%d", seed, minutes, hosts, agents, servers, brokers),
 	}
 	before := y.goroutines()
 	report := run.Do(t.Context())
@@ -141,10 +145,10 @@ type box struct {
 
 // newYard starts everything: an environment per host that is asked nothing, and
 // somebody who works in it.
-func (w *world) newYard(hosts, agents, servers int, seed uint64) *yard {
+func (w *world) newYard(hosts, agents int, seed uint64, control func(*yard)) *yard {
 	w.t.Helper()
 	y := &yard{t: w.t, w: w, seed: seed, read: map[string]int64{}}
-	y.newControl(servers > 1)
+	control(y)
 	y.api = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
 		DialContext:     func(_ context.Context, _, address string) (net.Conn, error) { return w.dial("client", address) },
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true,
@@ -211,7 +215,7 @@ func (y *yard) newBox(i int) *box {
 	b.machine = y.w.machineIn(role, bind{disk, "/opt/data"})
 	y.t.Cleanup(func() { b.dump(y.t) })
 	b.cwd = y.w.dir // where the authority's certificate may lie
-	y.bad(b, dev, router, strconv.Itoa(9000+i))
+	y.bad(b, dev, router)
 	b.must("rm -f /etc/resolv.conf && echo nameserver " + router + " >/etc/resolv.conf")
 	y.p.join(b.machine, "--name "+b.name+" --data-dir "+b.dir)
 	const program = "/usr/local/bin/remotegpu-agent" // whose clock can jump
@@ -222,22 +226,25 @@ func (y *yard) newBox(i int) *box {
 
 // bad makes what of the host's network can be bad: it stands on the router, at
 // the device that leads to the host.
-func (y *yard) bad(b *box, dev, router, port string) {
+func (y *yard) bad(b *box, dev, router string) {
 	y.t.Helper()
-	var l net.Listener
 	var dns net.PacketConn
-	var err [2]error
-	inside := y.w.inside("nat2", func() {
-		l, err[0] = net.Listen("tcp4", router+":"+port)
-		dns, err[1] = net.ListenPacket("udp4", router+":53")
-	})
-	if err := errors.Join(inside, err[0], err[1]); err != nil {
-		y.t.Fatal(err)
+	var err error
+	if inside := y.w.inside("nat2", func() { dns, err = net.ListenPacket("udp4", router+":53") }); errors.Join(inside, err) != nil {
+		y.t.Fatal(inside, err)
 	}
-	y.t.Cleanup(func() { l.Close(); dns.Close() })
-	b.line = chaos.NewLine(l, func() (net.Conn, error) { return y.w.dial("nat2", srvAddr+":8443") })
-	b.dns = chaos.NewNames(dns, net.ParseIP(srvAddr))
-	y.w.in("nat2", "nft add table ip line && nft 'add chain ip line pre { type nat hook prerouting priority -100; }' && nft 'add rule ip line pre iifname "+dev+" tcp dport 8443 redirect to :"+port+"'")
+	y.t.Cleanup(func() { dns.Close() })
+	b.dns, b.line = chaos.NewNames(dns, net.ParseIP(srvAddr)), chaos.NewLine()
+	y.w.in("nat2", "nft add table ip line && nft 'add chain ip line pre { type nat hook prerouting priority -100; }'")
+	for _, port := range []string{":8443", ":8883"} { // the server, and an MQTT broker beside it
+		var l net.Listener
+		if inside := y.w.inside("nat2", func() { l, err = net.Listen("tcp4", router+port) }); errors.Join(inside, err) != nil {
+			y.t.Fatal(inside, err)
+		}
+		y.t.Cleanup(func() { l.Close() })
+		go b.line.Serve(l, func() (net.Conn, error) { return y.w.dial("nat2", srvAddr+port) })
+		y.w.in("nat2", "nft add rule ip line pre iifname "+dev+" tcp dport "+port[1:]+" redirect")
+	}
 }
 
 // path is where a file of the machine lies on this one.

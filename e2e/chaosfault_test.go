@@ -20,6 +20,7 @@ const (
 	partHost    = "host"
 	partControl = "control plane" // the database, and the server if it is alone
 	partReplica = "server"
+	partBroker  = "broker"
 	partClient  = "client"
 	partSim     = "simulated host"
 )
@@ -65,6 +66,9 @@ func (y *yard) faults() []chaos.Fault {
 		{Name: "server's disk full", On: partControl, Least: 3 * s, Most: 8 * s, Do: y.fillServer, Undo: y.emptyServer},
 		{Name: "database killed", On: partControl, Do: kill(y.postmaster)},
 		frozen("database stands still", partControl, 8*s, y.processes),
+
+		{Name: "broker killed", On: partBroker, Most: 8 * s, Do: kill(y.broker), Undo: y.brokerBack},
+		frozen("broker stands still", partBroker, 12*s, y.broker),
 
 		{Name: "client's connections reset", On: partClient, Do: y.line("client", resetLinks)},
 		{Name: "client silent", On: partClient, Least: s, Most: 8 * s,

@@ -25,11 +25,11 @@ type server struct {
 }
 
 // newControl starts the control plane: one server with its own database, or two
-// behind haproxy.
-func (y *yard) newControl(both bool) {
+// behind haproxy, and an MQTT broker beside them if there shall be one.
+func (y *yard) newControl(servers, brokers int) {
 	y.t.Helper()
 	w, url := y.w, []string{"--url", "https://" + cloudName + ":8443"}
-	if !both {
+	if servers == 1 {
 		y.disk, y.data = filepath.Join(w.dir, "srv"), filepath.Join(w.dir, "srv/postgres/data")
 		y.database = "host=" + filepath.Join(w.dir, "srv/postgres") + " port=5432 user=remotegpu dbname=remotegpu"
 		w.small(y.disk)
@@ -40,7 +40,12 @@ func (y *yard) newControl(both bool) {
 	}
 	y.disk, y.data = filepath.Join(w.dir, "db"), filepath.Join(w.dir, "db/data")
 	w.small(y.disk)
-	r := w.newReplicas(w.t, func(r *replicas) { r.flags = append(r.flags, url...) })
+	r := w.newReplicas(w.t, func(r *replicas) {
+		if brokers > 0 {
+			w.mosquitto(r, filepath.Join(w.dir, "mosquitto"))
+		}
+		r.flags = append(r.flags, url...)
+	})
 	w.must("cp", filepath.Join(w.dir, "lb.crt"), filepath.Join(w.dir, "ca.pem"))
 	y.p, y.database = r.plane, r.database
 	for _, name := range []string{"a", "b"} {
@@ -76,6 +81,20 @@ func (y *yard) endServer(sig syscall.Signal) act {
 
 func (y *yard) serverBack(ctx context.Context, h chaos.Hit) error {
 	return y.begin(ctx, y.servers[h.Part])
+}
+
+// broker is mosquitto, if there is one.
+func (y *yard) broker(chaos.Hit) []int {
+	b, _ := os.ReadFile(filepath.Join(y.w.dir, "mosquitto/pid"))
+	if pid, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
+		return []int{pid}
+	}
+	return nil
+}
+
+func (y *yard) brokerBack(context.Context, chaos.Hit) error {
+	y.w.start("srv", "mosquitto.log", "mosquitto", "-c", filepath.Join(y.w.dir, "mosquitto/remotegpu.conf"))
+	return nil
 }
 
 // postmaster is PostgreSQL's first process.

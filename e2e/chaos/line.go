@@ -21,8 +21,6 @@ type Weather struct {
 
 // Line relays connections, in user space, through what weather there is.
 type Line struct {
-	dial func() (net.Conn, error)
-
 	mu      sync.Mutex // guards what follows
 	changed chan struct{}
 	weather Weather
@@ -47,19 +45,18 @@ const (
 	halfOpen = 2 * time.Minute
 )
 
-// NewLine relays what l accepts to what dial returns, until l closes.
-func NewLine(l net.Listener, dial func() (net.Conn, error)) *Line {
-	line := &Line{dial: dial, changed: make(chan struct{})}
-	go func() {
-		for {
-			near, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go line.join(near.(*net.TCPConn))
+// NewLine returns a line over which nothing goes yet.
+func NewLine() *Line { return &Line{changed: make(chan struct{})} }
+
+// Serve relays what from accepts to what dial returns, until from closes.
+func (l *Line) Serve(from net.Listener, dial func() (net.Conn, error)) {
+	for {
+		near, err := from.Accept()
+		if err != nil {
+			return
 		}
-	}()
-	return line
+		go l.join(near.(*net.TCPConn), dial)
+	}
 }
 
 // Set changes the weather.
@@ -111,7 +108,7 @@ func (l *Line) now() (Weather, <-chan struct{}) {
 }
 
 // join carries one connection until both directions have ended.
-func (l *Line) join(near *net.TCPConn) {
+func (l *Line) join(near *net.TCPConn, dial func() (net.Conn, error)) {
 	for {
 		w, changed := l.now()
 		if w.Refuse {
@@ -123,7 +120,7 @@ func (l *Line) join(near *net.TCPConn) {
 		}
 		<-changed
 	}
-	conn, err := l.dial()
+	conn, err := dial()
 	if err != nil {
 		reset(near)
 		return

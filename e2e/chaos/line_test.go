@@ -33,7 +33,8 @@ func lined(t *testing.T) (line *Line, dial func() *net.TCPConn, accepted chan ne
 			go func() { io.Copy(c, c); c.(*net.TCPConn).CloseWrite() }()
 		}
 	}()
-	line = NewLine(front, func() (net.Conn, error) { return net.Dial("tcp", server.Addr().String()) })
+	line = NewLine()
+	go line.Serve(front, func() (net.Conn, error) { return net.Dial("tcp", server.Addr().String()) })
 	return line, func() *net.TCPConn {
 		c, err := net.Dial("tcp", front.Addr().String())
 		if err != nil {
