@@ -38,6 +38,10 @@ func (s *Service) Bootstrap(ctx context.Context, email, password string) (User, 
 		return u, false, nil
 	}
 	u, err := s.CreateUser(ctx, auth.System("bootstrap"), User{Email: email, Name: "Admin", Admin: true}, password)
+	if errs.KindOf(err) == errs.Conflict { // another server began in the same moment
+		u, _, err = userByEmail(ctx, s.pool, email)
+		return u, false, err
+	}
 	return u, err == nil, err
 }
 

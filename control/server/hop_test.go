@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/remotegpu/remotegpu/control/pg"
+	"github.com/remotegpu/remotegpu/control/pgtest"
 	"github.com/remotegpu/remotegpu/protocol"
 	"github.com/remotegpu/remotegpu/protocol/tunnel"
 )
@@ -206,5 +207,27 @@ func TestHopOffline(t *testing.T) {
 	_, err := p.other.hub.Open(t.Context(), p.machine.id, protocol.StreamHeader{Version: protocol.Version, Kind: protocol.StreamSession})
 	if !errors.Is(err, tunnel.ErrOffline) || time.Since(began) > 5*time.Second {
 		t.Errorf("%v after %v", err, time.Since(began))
+	}
+}
+
+// TestServersBeginTogether on a database that is new.
+func TestServersBeginTogether(t *testing.T) {
+	t.Parallel()
+	url := pgtest.URL(t)
+	errs := make(chan error, 4)
+	for range cap(errs) {
+		cfg := Config{DataDir: t.TempDir(), DatabaseURL: url, Version: "test"}
+		go func() {
+			s, err := New(t.Context(), cfg, slog.New(slog.DiscardHandler))
+			if err == nil {
+				t.Cleanup(s.closeDatabase)
+			}
+			errs <- err
+		}()
+	}
+	for range cap(errs) {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
 	}
 }
