@@ -75,7 +75,7 @@ type Config struct {
 	AgainBurst      int     // 0: 120
 	PacketRate      float64 // packets per second that are read of one client, after PacketBurst; 0: 200
 	PacketBurst     int     // 0: 2000
-	ByteRate        float64 // bytes per second that are read of one client, after 16 MiB; 0: 2 MiB
+	ByteRate        float64 // bytes per second that are read of one client, after 4 MiB; 0: 2 MiB
 }
 
 const (
@@ -92,7 +92,7 @@ const (
 	maxHeavy   = 16 * heavy          // bytes of heavy messages that wait for one client
 	heavy      = 256 << 10           // bytes, from where payloads are counted
 	maxFilters = 64                  // per client
-	maxBurst   = 16 << 20            // bytes that one client may send at once
+	maxBurst   = 4 << 20             // bytes that one client may send at once
 	ownID      = "$control"          // origin of our own messages; no client id of others looks so
 	day        = int64(24 * time.Hour / time.Second)
 )

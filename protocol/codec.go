@@ -25,7 +25,7 @@ var (
 		TagsMd:           cbor.TagsForbidden,
 		UTF8:             cbor.UTF8RejectInvalid,
 		MaxNestedLevels:  16,
-		MaxArrayElements: 1 << 17,
+		MaxArrayElements: 1 << 13, // the longest there is are the samples of a series
 		MaxMapPairs:      1 << 12,
 	}.DecMode())
 )

@@ -217,7 +217,8 @@ func (p *peer) heart() (func() error, error) {
 	seq := uint64(0)
 	return func() error {
 		seq++
-		b, err := protocol.Marshal(protocol.Status{Version: protocol.Version, Epoch: 1, Seq: seq})
+		// Something is always new: what is not is noted with others, once per second.
+		b, err := protocol.Marshal(protocol.Status{Version: protocol.Version, Epoch: 1, Seq: seq, Workloads: []protocol.WorkloadStatus{{ID: fmt.Sprint(seq)}}})
 		if err != nil {
 			return err
 		}
