@@ -65,17 +65,18 @@ type Config struct {
 	Remote func(*http.Request) netip.Addr
 	Log    *slog.Logger
 
-	MaxClients      int     // connected; 0: 50,000
-	MaxPerPrincipal int     // connections of one user or token; 0: 64
-	MaxPerAddress   int     // connections of one address that have not authenticated yet; 0: 256
-	MaxPending      int     // of all addresses; 0: 2048
-	ConnectRate     float64 // connections per second of one address; 0: 100
-	ConnectBurst    int     // 0: 1000
-	AgainRate       float64 // connections per second of one host, user or token; 0: 2
-	AgainBurst      int     // 0: 120
-	PacketRate      float64 // packets per second that are read of one client, after PacketBurst; 0: 200
-	PacketBurst     int     // 0: 2000
-	ByteRate        float64 // bytes per second that are read of one client, after 4 MiB; 0: 2 MiB
+	MaxClients      int           // connected; 0: 50,000
+	MaxPerPrincipal int           // connections of one user or token; 0: 64
+	MaxPerAddress   int           // connections of one address that have not authenticated yet; 0: 256
+	MaxPending      int           // of all addresses; 0: 2048
+	ConnectRate     float64       // connections per second of one address; 0: 100
+	ConnectBurst    int           // 0: 1000
+	AgainRate       float64       // connections per second of one host, user or token; 0: 2
+	AgainBurst      int           // 0: 120
+	AgainPause      time.Duration // until who comes more often is told so; 0: 3 s
+	PacketRate      float64       // packets per second that are read of one client, after PacketBurst; 0: 200
+	PacketBurst     int           // 0: 2000
+	ByteRate        float64       // bytes per second that are read of one client, after 4 MiB; 0: 2 MiB
 }
 
 const (
@@ -142,6 +143,9 @@ func New(cfg Config) (*Broker, error) {
 }
 
 func (c *Config) defaults() {
+	if c.AgainPause == 0 {
+		c.AgainPause = 3 * time.Second
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}

@@ -226,7 +226,7 @@ func TestAFloodIsItsOwn(t *testing.T) {
 // it is let in so often only.
 func TestWillsByTheThousand(t *testing.T) {
 	t.Parallel()
-	b, addr := newBroker(t, Config{AgainRate: 1, AgainBurst: 10})
+	b, addr := newBroker(t, Config{AgainRate: 1, AgainBurst: 10, AgainPause: time.Millisecond})
 	var wills atomic.Int32
 	b.Handle(protocol.TopicPresence, func(string, []byte) { wills.Add(1) })
 	refused := 0

@@ -42,6 +42,7 @@ func (b *Broker) begin(s *session) packets.Code {
 	if !b.limit.again(s.who.ID) {
 		b.mu.Unlock()
 		b.cfg.Log.Warn("mqtt client comes anew too often: it is refused for some seconds", "client", s.id, "principal", s.who.ID)
+		time.Sleep(b.cfg.AgainPause) // or it would come at once, and each time costs us a handshake
 		return packets.ErrConnectionRateExceeded
 	}
 	before := b.sessions[s.id]

@@ -20,8 +20,8 @@ import (
 // How many requests with a body strangers of one network may send: logins, and
 // hosts that join.
 const (
-	askRate  = 20 // per second, after askBurst
-	askBurst = 200
+	askRate  = 5 // per second, after askBurst
+	askBurst = 60
 	maxAsks  = 10_000 // networks that are remembered
 )
 

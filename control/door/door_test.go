@@ -1,6 +1,7 @@
 package door
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -117,5 +118,29 @@ func TestStrangersAtHTTP(t *testing.T) {
 			t.Fatal("a place is not given back")
 		}
 		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// TestAsk: strangers of one network may ask so often, for so much.
+func TestAsk(t *testing.T) {
+	t.Parallel()
+	d := New("test", 1000, 1000, slog.New(slog.DiscardHandler))
+	ctx := func(ip string) context.Context {
+		return context.WithValue(t.Context(), visitKey{}, d.Enter(&net.TCPAddr{IP: net.ParseIP(ip)}))
+	}
+	if Ask(ctx("10.0.0.1"), maxAsk+1) {
+		t.Error("a body may be of any size")
+	}
+	allowed := 0
+	for range 2 * askBurst {
+		if Ask(ctx("10.0.0.1"), 10) {
+			allowed++
+		}
+	}
+	if allowed < askBurst || allowed > askBurst+askRate*5 {
+		t.Errorf("%d were allowed, want %d", allowed, askBurst)
+	}
+	if !Ask(ctx("10.0.0.2"), -1) || !Ask(t.Context(), 1<<30) {
+		t.Error("another network, or who is not guarded, may not ask")
 	}
 }

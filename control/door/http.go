@@ -32,11 +32,15 @@ func (d *Door) Guard(srv *http.Server) {
 	}
 }
 
-// Ask reports whether a stranger may send one more request with a body. Who is
-// not guarded may.
-func Ask(ctx context.Context) bool {
+// maxAsk is the largest body of a stranger, in bytes: a host that joins says
+// what it has.
+const maxAsk = 256 << 10
+
+// Ask reports whether a stranger may send one more request with a body of size
+// bytes, -1 when nobody knows. Who is not guarded may.
+func Ask(ctx context.Context, size int64) bool {
 	v, _ := ctx.Value(visitKey{}).(*Visit)
-	return v == nil || v.ask()
+	return v == nil || size <= maxAsk && v.ask()
 }
 
 // Known says that the request of ctx has shown whose it is.
