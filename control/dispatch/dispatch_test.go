@@ -370,6 +370,7 @@ func TestHeartbeats(t *testing.T) {
 		seq := a.seq
 		w.mu.Unlock()
 		s.change(&st)
+		w.idle() // it is acknowledged a moment before its lane is done
 		w.send(w.svc.Status, st)
 		for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 			w.mu.Lock()

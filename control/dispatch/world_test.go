@@ -306,6 +306,23 @@ func (w *world) settled() bool {
 }
 
 // settle lets the agent repeat its status, as agents do, until all is well.
+// idle waits until nothing is done for the host.
+func (w *world) idle() {
+	w.t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		w.svc.lanes.mu.Lock()
+		ln := w.svc.lanes.all[w.host]
+		idle := ln == nil || !ln.busy && !ln.queued && ln.todo.empty()
+		w.svc.lanes.mu.Unlock()
+		if idle {
+			return
+		}
+		if time.Now().After(end) {
+			w.t.Fatal("the host's lane is never done")
+		}
+	}
+}
+
 func (w *world) settle() {
 	w.t.Helper()
 	deadline := time.NewTimer(30 * time.Second)
