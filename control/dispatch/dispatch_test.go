@@ -362,6 +362,7 @@ func TestHeartbeats(t *testing.T) {
 	}
 	for _, s := range steps {
 		w.asBefore.Store(s.asBefore)
+		w.idle() // a status is acknowledged a moment before its lane is done
 		beats, whole := w.beats.Load(), w.whole.Load()
 		w.mu.Lock()
 		a := w.agent
@@ -370,7 +371,6 @@ func TestHeartbeats(t *testing.T) {
 		seq := a.seq
 		w.mu.Unlock()
 		s.change(&st)
-		w.idle() // it is acknowledged a moment before its lane is done
 		w.send(w.svc.Status, st)
 		for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 			w.mu.Lock()
