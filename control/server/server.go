@@ -353,7 +353,9 @@ func (s *Server) serveWeb(ctx context.Context, address string, handler http.Hand
 	if cfg == nil {
 		err = srv.Serve(l)
 	} else {
-		err = srv.ServeTLS(tunnel.Listener(l), "", "")
+		turns := door.NewTurns()
+		srv.TLSConfig = turns.Config(cfg)
+		err = srv.ServeTLS(tunnel.Listener(turns.Listener(l)), "", "")
 	}
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil

@@ -24,7 +24,7 @@ func (e *httpError) Error() string {
 
 // open makes the connection that MQTT is spoken on.
 func (l *Link) open(ctx context.Context, _ autopaho.ClientConfig, u *url.URL) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, sayWithin)
+	ctx, cancel := context.WithTimeout(ctx, l.retry.patience())
 	defer cancel()
 	var conn net.Conn
 	var err error
@@ -52,7 +52,7 @@ func (l *Link) openWebSocket(ctx context.Context, u *url.URL) (net.Conn, error) 
 	d := websocket.Dialer{
 		NetDialContext:   l.cfg.Server.Dial, // knows the proxy
 		TLSClientConfig:  l.cfg.Server.TLS(),
-		HandshakeTimeout: sayWithin,
+		HandshakeTimeout: l.retry.patience(),
 		Subprotocols:     []string{"mqtt"},
 	}
 	ws, res, err := d.DialContext(ctx, u.String(), nil)
@@ -107,6 +107,8 @@ func (c *wsConn) SetDeadline(t time.Time) error { return c.SetReadDeadline(t) }
 
 // notConnected notes why an attempt led to nothing.
 func (l *Link) notConnected(err error) {
+	var network net.Error
+	l.retry.slow(errors.Is(err, context.DeadlineExceeded) || errors.As(err, &network) && network.Timeout())
 	phase, message := Connecting, l.cfg.Server.Sentence(err)
 	var connack *autopaho.ConnackError
 	var answer *httpError

@@ -186,7 +186,7 @@ func (l *Link) clientConfig(ctx context.Context, u *url.URL) autopaho.ClientConf
 		ServerUrls:            []*url.URL{u},
 		KeepAlive:             keepAlive,
 		SessionExpiryInterval: sessionExpiry,
-		ConnectTimeout:        2 * sayWithin,
+		ConnectTimeout:        4 * sayWithin,
 		ReconnectBackoff:      l.retry.next,
 		AttemptConnection:     l.open,
 		ConnectPacketBuilder:  func(cp *paho.Connect, _ *url.URL) (*paho.Connect, error) { return l.connectPacket(ctx, cp) },

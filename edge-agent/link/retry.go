@@ -16,6 +16,7 @@ const (
 	earlyLimit   = 8 * time.Second
 	lastLimit    = time.Minute
 	earlyFor     = 2 * time.Minute
+	busyLimit    = 20 * time.Second // at least, while the server does not answer in time: it has more to do than it can
 	refusedLimit = 30 * time.Second // while the server does not let us in
 	leastDelay   = 50 * time.Millisecond
 	stableAfter  = 30 * time.Second // a connection this old counts as one that worked
@@ -29,6 +30,7 @@ type retry struct {
 	began    time.Time // of the outage
 	upAt     time.Time
 	rejected bool
+	busy     bool // the last attempt took too long
 	goes     bool // the server has said that it stops
 }
 
@@ -46,6 +48,8 @@ func (r *retry) next(int) time.Duration {
 	}
 	limit, highest := r.limit, lastLimit
 	switch {
+	case r.busy:
+		limit = max(limit, busyLimit)
 	case r.rejected:
 		highest = refusedLimit
 	case time.Since(r.began) < earlyFor:
@@ -58,7 +62,7 @@ func (r *retry) next(int) time.Duration {
 func (r *retry) up() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.upAt, r.rejected = time.Now(), false
+	r.upAt, r.rejected, r.busy = time.Now(), false, false
 }
 
 func (r *retry) down() {
@@ -75,6 +79,25 @@ func (r *retry) leave() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.goes, r.limit, r.began = true, firstLimit, time.Now()
+}
+
+// slow notes whether the last attempt took too long, as all do when a whole
+// fleet comes at once: those who come again soon keep everybody out.
+func (r *retry) slow(yes bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.busy = yes
+}
+
+// patience is how long an attempt may take: one that was given up was in vain
+// for the server too.
+func (r *retry) patience() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.busy {
+		return 3 * sayWithin
+	}
+	return sayWithin
 }
 
 // reject notes whether the server answered that this host may not come in.

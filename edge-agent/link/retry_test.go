@@ -50,5 +50,13 @@ func TestRetry(t *testing.T) {
 		if d := outage(&r, time.Hour); d <= earlyLimit || d > refusedLimit {
 			t.Errorf("waits at most %s while it is refused", d)
 		}
+		r.up()
+		r.slow(true)
+		if d := outage(&r, 10*time.Minute); d <= busyLimit || d > lastLimit {
+			t.Errorf("waits at most %s for a server that is busy", d)
+		}
+		if r.patience() <= sayWithin {
+			t.Error("is in no more patience with it")
+		}
 	})
 }

@@ -51,6 +51,9 @@ func batchUnder(c net.Conn) *batch {
 	return b
 }
 
+// NetConn returns the socket.
+func (b *batch) NetConn() net.Conn { return b.Conn }
+
 // hold begins to hold back what is written.
 func (b *batch) hold() {
 	b.mu.Lock()
