@@ -65,7 +65,7 @@ func TestDesktopsThatAreRefused(t *testing.T) {
 		{"no RDP server", desktop("", ssh, req), protocol.ReplyRefused, "does not go on"},
 		{"no RDP server in the box", desktop(workload, ssh, req), protocol.ReplyRefused, "does not go on"},
 		{"no request", desktop("", ssh, &protocol.RDPRequest{Negotiation: []byte("GET / HTTP/1.1")}), protocol.ReplyRefused, "does not go on"},
-		{"no such workload", desktop("env_other", ssh, req), protocol.ReplyNotFound, "not on this host"},
+		{"no such workload", desktop("env_other", ssh, req), protocol.ReplyNotFound, "no container on this host"},
 		{"no target", protocol.StreamHeader{Version: 1, Kind: protocol.StreamRDP, Workload: workload}, protocol.ReplyUnsupported, "upgrade"},
 	} {
 		if _, r := b.begin(t, c.head); r.Code != c.code || !strings.Contains(r.Message, c.says) {

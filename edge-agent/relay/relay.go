@@ -177,7 +177,7 @@ func refusal(code string) protocol.StreamReply {
 
 var messages = map[string]string{
 	protocol.ReplyUnsupported: "This host's agent cannot do that yet; upgrade it.",
-	protocol.ReplyNotFound:    "This environment is not on this host.",
+	protocol.ReplyNotFound:    "This environment has no container on this host now, as while the host starts; look at its events.",
 	protocol.ReplyNotRunning:  "The environment's container is not running right now; look at its events.",
 	protocol.ReplyInternal:    "The agent could not reach the container; its log tells more.",
 }
