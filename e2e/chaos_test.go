@@ -5,11 +5,13 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -71,7 +73,9 @@ func TestChaos(t *testing.T) {
 		}
 	}
 	if report.Broke == nil {
-		for name, n := range y.goroutines() {
+		after := y.goroutines()
+		for _, name := range slices.Sorted(maps.Keys(after)) {
+			n := after[name]
 			report.Notes = append(report.Notes, fmt.Sprintf("Goroutines of %s: %d at the start, %d at the end.", name, before[name], n))
 			if n > before[name]+moreGoroutines+agents/10 {
 				t.Errorf("%s has %d goroutines at the end, %d at the start", name, n, before[name])
