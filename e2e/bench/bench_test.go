@@ -8,6 +8,8 @@ import (
 	"net"
 	"testing"
 	"time"
+
+	"github.com/gorilla/websocket"
 )
 
 func TestTheLineKeepsOrderDelayAndEnd(t *testing.T) {
@@ -68,5 +70,32 @@ func TestPairsTakeTurns(t *testing.T) {
 	p, err := paired(3, note('A'), note('B'))
 	if err != nil || string(order) != "ABABABAB" || len(p.ours) != 3 || len(p.baseline) != 3 {
 		t.Errorf("%s, %d and %d, %v", order, len(p.ours), len(p.baseline), err)
+	}
+}
+
+func TestABareBrokerAnswers(t *testing.T) {
+	dir := t.TempDir()
+	if err := writeCertificate(dir); err != nil {
+		t.Fatal(err)
+	}
+	addrs := make(chan []string, 1)
+	go func() { _ = bareBroker(settings{Dir: dir}, func(a ...string) { addrs <- a }) }()
+	at := <-addrs
+	cfg, err := settings{Dir: dir}.tlsConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := dialBare(&websocket.Dialer{TLSClientConfig: cfg, Subprotocols: []string{"mqtt"}}, at[0], host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.ws.Close()
+	for range 3 {
+		if ms, err := c.echo(); err != nil || ms <= 0 {
+			t.Errorf("a message took %v ms, %v", ms, err)
+		}
+	}
+	if objects, stacks, err := memory(at[2]); err != nil || objects < 1<<16 || stacks < 1<<14 {
+		t.Errorf("it holds %v and %v bytes, %v", objects, stacks, err)
 	}
 }

@@ -32,6 +32,8 @@ type settings struct {
 	Target string        // where an agent that dials its gateway leads its streams
 	Delay  time.Duration // of role delay, one way
 
+	Hosts int // of role bare clients
+
 	Profile string // folder for a CPU profile; empty: none
 }
 
@@ -46,6 +48,8 @@ var roles = map[string]func(s settings, ready func(addrs ...string)) error{
 	"remotedialer gateway": remotedialerGateway,
 	"remotedialer agent":   remotedialerAgent,
 	"echo":                 echoEnd,
+	"bare broker":          bareBroker,
+	"bare clients":         bareClients,
 }
 
 // end is the main func of an end: it lives as long as its standard input.
@@ -132,15 +136,17 @@ func (p *process) stop() {
 }
 
 // cpu is the seconds of CPU time that the process has used.
-func (p *process) cpu() (float64, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+func (p *process) cpu() (float64, error) { return cpuOf(p.cmd.Process.Pid) }
+
+func cpuOf(pid int) (float64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
 	}
 	_, rest, _ := strings.Cut(string(text), ") ")
 	f := strings.Fields(rest)
 	if len(f) < 13 {
-		return 0, fmt.Errorf("/proc/%d/stat: %q", p.cmd.Process.Pid, text)
+		return 0, fmt.Errorf("/proc/%d/stat: %q", pid, text)
 	}
 	user, err := strconv.ParseFloat(f[11], 64)
 	if err != nil {

@@ -26,6 +26,8 @@ import (
 	"regexp"
 	"syscall"
 	"time"
+
+	"github.com/remotegpu/remotegpu/e2e/fleet/sim"
 )
 
 // groups are run in this order.
@@ -42,11 +44,13 @@ var groups = []struct {
 	{"files", files},
 	{"terminal", keystrokes},
 	{"resume", resumption},
+	{"fleet", fleet},
 }
 
 // bench is one run.
 type bench struct {
 	quick   bool
+	hosts   int    // simulated; 0: see fleetSize
 	n       int    // pairs of a figure; 0: see often
 	profile string // folder for CPU profiles of the ends; empty: none
 	bin     string // folder of the product's programs
@@ -56,6 +60,9 @@ type bench struct {
 }
 
 func main() {
+	if sim.IsPart() {
+		return
+	}
 	if len(os.Args) > 1 && os.Args[1] == "end" {
 		if err := end(os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, "bench end:", err)
@@ -77,6 +84,7 @@ func run() error {
 	quick := flag.Bool("quick", false, "fewer repetitions, smaller copies")
 	only := flag.String("only", "", "run only the groups whose names match this expression")
 	n := flag.Int("pairs", 0, "measure a figure so often (default 21, quick 7; a third of it where one takes long)")
+	hosts := flag.Int("hosts", 0, "how many hosts the fleet has (default 10000, quick 500)")
 	profile := flag.String("profile", "", "write CPU profiles of the ends into this folder")
 	bin := flag.String("bin", "bin", "folder of the programs to measure")
 	out := flag.String("out", "run/bench.json", "file for the figures")
@@ -92,7 +100,7 @@ func run() error {
 		}
 		defer os.RemoveAll(dir)
 	}
-	b := &bench{quick: *quick, n: *n, profile: *profile, bin: *bin, dir: dir}
+	b := &bench{quick: *quick, n: *n, hosts: *hosts, profile: *profile, bin: *bin, dir: dir}
 	defer func() { b.sys.stop() }()
 	if err := os.Chmod(dir, 0o755); err != nil { // the server's PostgreSQL passes through
 		return err

@@ -22,6 +22,7 @@ import (
 const (
 	serverAddr = "127.0.0.1:8443"
 	sshAddr    = "127.0.0.1:2222"
+	debugAddr  = "127.0.0.1:6060"
 	repository = serverAddr + "/default/busybox"
 	image      = repository + ":1"
 )
@@ -34,6 +35,8 @@ type system struct {
 	token      string // of an admin
 	key        string // file of a private key whose public one the gateway knows
 	started    []*exec.Cmd
+	server     *exec.Cmd // one of them, and the agent
+	agent      *exec.Cmd
 }
 
 // system starts it on the first call.
@@ -126,10 +129,11 @@ func (s *system) remotegpu(args ...string) (string, error) {
 
 func (s *system) startServer() error {
 	err := s.start(filepath.Join(s.bin, "remotegpu"), "server", "--data-dir", filepath.Join(s.dir, "server"),
-		"--url", "https://"+serverAddr, "--listen", serverAddr, "--ssh-listen", sshAddr)
+		"--url", "https://"+serverAddr, "--listen", serverAddr, "--ssh-listen", sshAddr, "--debug-listen", debugAddr)
 	if err != nil {
 		return fmt.Errorf("%w ('make build' builds it)", err)
 	}
+	s.server = s.started[0]
 	return until("the server is ready", func() error {
 		_, err := s.output("curl", "-fsSk", "-m", "2", "https://"+serverAddr+"/readyz")
 		return err
@@ -226,8 +230,10 @@ func (s *system) startAgent() error {
 	if err != nil {
 		return err
 	}
-	return s.start(agent, "run", "--data-dir", data, "--containerd", s.containerd, "--gpu-source", "none",
+	err = s.start(agent, "run", "--data-dir", data, "--containerd", s.containerd, "--gpu-source", "none",
 		"--helper", filepath.Join(s.bin, "remotegpu-helper"), "--log-dir", s.dir)
+	s.agent = s.started[0]
+	return err
 }
 
 func (s *system) addKey() error {

@@ -1,0 +1,436 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/remotegpu/remotegpu/e2e/fleet/sim"
+)
+
+// fleetSize is how many hosts there are.
+func (b *bench) fleetSize() int {
+	switch {
+	case b.hosts > 0:
+		return b.hosts
+	case b.quick:
+		return 500
+	}
+	return 10_000
+}
+
+// crowd is a fleet of simulated hosts around the system, beside its real one.
+type crowd struct {
+	b     *bench
+	s     *system
+	n     int
+	api   *sim.API
+	parts *sim.Parts
+	cfg   sim.FleetConfig
+
+	// Before they came:
+	quiet float64 // p99 of a key in a terminal, ms
+	idle  float64 // CPU of server and PostgreSQL, % of a core
+}
+
+// within bounds each step of the fleet's figures.
+const within = 6 * time.Minute
+
+// fleet measures a server with many hosts: what an idle one costs, how quick it
+// all stays for people, and how the hosts come back after the server was killed.
+func fleet(b *bench) error {
+	s, err := b.system()
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("/dev/shm", "rgbench") // a disk of the simulation's would be measured
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	ca, err := os.ReadFile(filepath.Join(s.dir, "ca.pem"))
+	if err != nil {
+		return err
+	}
+	c := &crowd{b: b, s: s, n: b.fleetSize(), cfg: sim.FleetConfig{Server: "https://" + serverAddr, CA: ca, Dir: dir, Step: time.Second}}
+	if c.api, err = sim.NewAPI(c.cfg.Server, s.token, ca); err != nil {
+		return err
+	}
+	defer func() {
+		if c.parts != nil {
+			c.parts.Stop()
+		}
+	}()
+	if _, err := s.remotegpu("env", "create", "shell", "--image", image); err != nil {
+		return err
+	}
+	for _, step := range []func() error{c.before, c.join, c.load, c.typing, c.change, c.create, c.list, c.kill} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bound is a figure whose baseline is what it may be.
+func (b *bench) bound(name, unit string, value, most float64) {
+	b.add(name, unit, atMost(1), 0, pairs{ours: []measured{{value}}, baseline: []measured{{most}}})
+}
+
+// against is a figure of one pair.
+func (b *bench) against(name, unit string, aim aim, value, baseline float64) {
+	b.add(name, unit, aim, 0, pairs{ours: []measured{{value}}, baseline: []measured{{baseline}}})
+}
+
+// keys is the p99 of a key's echo in a terminal on the real host, in ms.
+func (c *crowd) keys() (float64, error) {
+	t, err := c.s.open("shell", serverAddr, "cat >/dev/null")
+	if err != nil {
+		return 0, err
+	}
+	defer t.close()
+	var p99 []float64
+	for range c.b.seldom() {
+		m, err := strokes(t.key)
+		if err != nil {
+			return 0, err
+		}
+		p99 = append(p99, m[1])
+	}
+	return median(p99), nil
+}
+
+// before looks at the system without the fleet.
+func (c *crowd) before() (err error) {
+	if c.quiet, err = c.keys(); err == nil {
+		c.idle, err = c.idleCPU(10)
+	}
+	return err
+}
+
+func (c *crowd) typing() error {
+	busy, err := c.keys()
+	if err == nil {
+		c.b.against(fmt.Sprintf("key to echo in a terminal beside %d hosts, p99, against without them", c.n), "ms", atMost(2), busy, c.quiet)
+	}
+	return err
+}
+
+// join lets the fleet in and weighs it against as many bare connections.
+func (c *crowd) join() error {
+	token, err := c.api.JoinToken(context.Background(), c.n)
+	if err != nil {
+		return err
+	}
+	objects, stacks, err := memory(debugAddr)
+	if err != nil {
+		return err
+	}
+	c.cfg.Token, c.cfg.Agents = token, c.n
+	if c.parts, err = sim.Start(c.cfg); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	start := time.Now()
+	if _, err := c.parts.Wait(ctx, func(p sim.Progress) bool { return p.Settled == c.n && p.Connected == c.n }); err != nil {
+		return err
+	}
+	fmt.Fprintf(os.Stderr, "%d hosts have joined in %v\n", c.n, time.Since(start).Round(time.Second))
+	time.Sleep(c.rest()) // all have their spare stream, and have said once that nothing is new
+	after, afterStacks, err := memory(debugAddr)
+	if err != nil {
+		return err
+	}
+	bareObjects, bareStacks, err := c.bare()
+	if err != nil {
+		return err
+	}
+	each := func(bytes float64) float64 { return bytes / float64(c.n) / 1024 }
+	objects, stacks = each(after-objects), each(afterStacks-stacks)
+	fmt.Fprintf(os.Stderr, "an idle host: %.1f KiB of objects, %.1f of stacks; bare: %.1f and %.1f\n", objects, stacks, bareObjects, bareStacks)
+	c.b.against("memory of an idle host on the server, MQTT and a spare stream by TLS, against bare mochi and WebSocket", "KiB", atMost(1.3), objects+stacks, bareObjects+bareStacks)
+	return nil
+}
+
+// bare is what as many bare connections hold, each, in KiB, and keeps them for
+// no longer.
+func (c *crowd) bare() (objects, stacks float64, err error) {
+	broker, err := c.b.start(settings{Role: "bare broker"})
+	if err != nil {
+		return 0, 0, err
+	}
+	defer broker.stop()
+	before, beforeStacks, err := memory(broker.addrs[2])
+	if err != nil {
+		return 0, 0, err
+	}
+	const most = 2000 // they scale, and take files
+	n := min(c.n, most)
+	clients, err := c.b.start(settings{Role: "bare clients", To: broker.addrs[0] + " " + broker.addrs[1], Hosts: n})
+	if err != nil {
+		return 0, 0, err
+	}
+	defer clients.stop()
+	time.Sleep(5 * time.Second)
+	after, afterStacks, err := memory(broker.addrs[2])
+	each := float64(n) * 1024
+	return (after - before) / each, (afterStacks - beforeStacks) / each, err
+}
+
+// load is what the fleet adds to the CPU of server and PostgreSQL while nothing
+// happens but heartbeats.
+func (c *crowd) load() error {
+	busy, err := c.idleCPU(int(c.rest().Seconds()))
+	if err == nil {
+		name := fmt.Sprintf("CPU of server and PostgreSQL for %d idle hosts, against 15 %% of a core for 10,000", c.n)
+		c.b.bound(name, "% of a core", busy-c.idle, 15*float64(c.n)/10_000)
+	}
+	return err
+}
+
+// rest is a little more than the time between two heartbeats, or half of that.
+func (c *crowd) rest() time.Duration {
+	if c.b.quick {
+		return 16 * time.Second
+	}
+	return 32 * time.Second
+}
+
+// idleCPU is how much of a core server and PostgreSQL use, in percent.
+func (c *crowd) idleCPU(seconds int) (float64, error) {
+	before, err := c.serverCPU()
+	if err != nil {
+		return 0, err
+	}
+	time.Sleep(time.Duration(seconds) * time.Second)
+	after, err := c.serverCPU()
+	return 100 * (after - before) / float64(seconds), err
+}
+
+// serverCPU is what the server and its children have used, in seconds.
+func (c *crowd) serverCPU() (sum float64, err error) {
+	pids := []int{c.s.server.Process.Pid}
+	for i := 0; i < len(pids); i++ {
+		used, err := cpuOf(pids[i])
+		if err != nil && i == 0 {
+			return 0, err
+		}
+		sum += used // of one that has just ended: what it has used is lost
+		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pids[i], pids[i]))
+		for _, child := range strings.Fields(string(text)) {
+			if pid, err := strconv.Atoi(child); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return sum, nil
+}
+
+// list is the API's list of hosts, fifty requests at once.
+func (c *crowd) list() error {
+	took, errs := make([]float64, 0, 500), make([]error, 50)
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for i := range errs {
+		all.Go(func() {
+			for n := range 10 {
+				path := fmt.Sprintf("hosts?limit=100&status=online&after=sim-%05d", (i*197+n*31)%max(1, c.n-100))
+				start := time.Now()
+				if err := c.api.Call(context.Background(), http.MethodGet, path, nil, nil); err != nil {
+					errs[i] = err
+					return
+				}
+				mu.Lock()
+				took = append(took, time.Since(start).Seconds()*1e3)
+				mu.Unlock()
+			}
+		})
+	}
+	all.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	c.b.bound(fmt.Sprintf("list 100 of %d hosts, 50 requests at once, p95", c.n), "ms", quantile(0.95, took), 50)
+	return nil
+}
+
+// create makes an environment for every second host, and waits until they run.
+func (c *crowd) create() error {
+	n := min(c.n/2, 2000)
+	errs := make([]error, n)
+	slots := make(chan struct{}, 32)
+	var all sync.WaitGroup
+	var again atomic.Int32 // refused, since all choose the same host
+	start := time.Now()
+	for i := range n {
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			spec := map[string]any{"name": fmt.Sprintf("load-%d", i), "resources": map[string]any{"gpus": 1 + i%4}}
+			for range 50 {
+				errs[i] = c.api.Call(context.Background(), http.MethodPost, "workspaces/default/environments", spec, nil)
+				if errs[i] == nil || !strings.Contains(errs[i].Error(), "fill up faster") {
+					break
+				}
+				again.Add(1)
+			}
+		})
+	}
+	all.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	took := time.Since(start).Seconds()
+	c.b.against(fmt.Sprintf("environments created and placed among %d hosts", c.n), "per second", atLeast(1), float64(n)/took, 1500)
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	_, err := c.parts.Wait(ctx, func(p sim.Progress) bool { return p.Running >= n })
+	fmt.Fprintf(os.Stderr, "%d environments run after %v; %d times a request had to be repeated\n", n, time.Since(start).Round(100*time.Millisecond), again.Load())
+	return err
+}
+
+// kill kills the server, starts it anew and waits for everybody.
+func (c *crowd) kill() error {
+	if err := c.s.server.Process.Kill(); err != nil {
+		return err
+	}
+	start := time.Now()
+	_ = c.s.server.Wait() // it was killed
+	if _, err := c.s.remotegpu("host", "ls"); err != nil {
+		fmt.Fprintf(os.Stderr, "meanwhile people see: %v\n", err)
+	}
+	c.s.started = slices.DeleteFunc(c.s.started, func(cmd *exec.Cmd) bool { return cmd == c.s.server })
+	if err := c.s.startServer(); err != nil {
+		return err
+	}
+	up := time.Since(start)
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	since := start.Unix()
+	now, err := c.parts.Wait(ctx, func(p sim.Progress) bool { return back(p, since) == c.n })
+	if err != nil {
+		return err
+	}
+	took := time.Since(start)
+	fmt.Fprintf(os.Stderr, "the server was ready after %v; hosts back by second after the kill:", up.Round(100*time.Millisecond))
+	most := 0
+	for second := since; second <= since+int64(took.Seconds()); second++ {
+		fmt.Fprintf(os.Stderr, " %d", now.Since[second])
+		most = max(most, now.Since[second])
+	}
+	fmt.Fprintln(os.Stderr)
+	c.b.bound(fmt.Sprintf("all %d hosts back after kill -9 of the server", c.n), "s", took.Seconds(), 90)
+	return nil
+}
+
+// back counts hosts whose connection is from after a moment.
+func back(p sim.Progress, since int64) (n int) {
+	for second, hosts := range p.Since {
+		if second > since {
+			n += hosts
+		}
+	}
+	return n
+}
+
+// change measures from the call of the API until a host's containers are as the
+// new document says, against a message of a bare broker.
+func (c *crowd) change() error {
+	token, err := c.api.JoinToken(context.Background(), 1)
+	if err != nil {
+		return err
+	}
+	a, err := sim.New(sim.Config{Server: c.cfg.Server, CA: c.cfg.CA, Token: token, Dir: filepath.Join(c.cfg.Dir, "probe"), Name: "probe"})
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	ctx, stop := context.WithTimeout(context.Background(), within)
+	defer stop()
+	if err := a.Enroll(ctx); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- a.Run(ctx) }()
+	defer func() { stop(); <-ended }()
+	spec := map[string]any{"name": "probe", "affinity": map[string]any{"host": "probe"}}
+	if err := until("the probe takes an environment", func() error {
+		return c.api.Call(ctx, http.MethodPost, "workspaces/default/environments", spec, nil)
+	}); err != nil {
+		return err
+	}
+	if err := until("it runs", func() error { return running(a, 1) }); err != nil {
+		return err
+	}
+	var took []float64
+	for i := range 30 * c.b.seldom() {
+		verb, want := "stop", 0
+		if i%2 == 1 {
+			verb, want = "start", 1
+		}
+		start := time.Now()
+		if err := c.api.Call(ctx, http.MethodPost, "workspaces/default/environments/probe/"+verb, nil, nil); err != nil {
+			return err
+		}
+		for running(a, want) != nil && ctx.Err() == nil {
+			time.Sleep(200 * time.Microsecond)
+		}
+		took = append(took, time.Since(start).Seconds()*1e3)
+		time.Sleep(100 * time.Millisecond)
+	}
+	bare, err := c.message(len(took))
+	if err != nil {
+		return err
+	}
+	c.b.against(fmt.Sprintf("change of a document to applied with %d hosts, p50, against a message of a bare broker", c.n), "ms", atMost(3), median(took), median(bare))
+	c.b.against(fmt.Sprintf("change of a document to applied with %d hosts, p99, against a message of a bare broker", c.n), "ms", atMost(3), quantile(0.99, took), quantile(0.99, bare))
+	return nil
+}
+
+func running(a *sim.Agent, want int) error {
+	if n := a.Runtime.Running(); n != want {
+		return fmt.Errorf("%d containers run, want %d", n, want)
+	}
+	return nil
+}
+
+// message is how long a bare broker takes from publish to receive.
+func (c *crowd) message(n int) (took []float64, err error) {
+	broker, err := c.b.start(settings{Role: "bare broker"})
+	if err != nil {
+		return nil, err
+	}
+	defer broker.stop()
+	cfg, err := settings{Dir: c.b.dir}.tlsConfig()
+	if err != nil {
+		return nil, err
+	}
+	client, err := dialBare(&websocket.Dialer{TLSClientConfig: &tls.Config{RootCAs: cfg.RootCAs, MinVersion: tls.VersionTLS13}, Subprotocols: []string{"mqtt"}}, broker.addrs[0], host)
+	if err != nil {
+		return nil, err
+	}
+	defer client.ws.Close()
+	for range n {
+		ms, err := client.echo()
+		if err != nil {
+			return nil, err
+		}
+		took = append(took, ms)
+		time.Sleep(10 * time.Millisecond)
+	}
+	return took, nil
+}
