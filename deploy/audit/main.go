@@ -109,7 +109,7 @@ func judge(found []finding, lines []*accepted, now time.Time) (faults []error) {
 
 // riskyCode runs gosec over everything but tests.
 func riskyCode(module string) ([]finding, error) {
-	out, err := output("go", "run", module, "-quiet", "-fmt", "json", "-exclude-dir", "e2e", "./...")
+	out, err := output("go", "run", module, "-quiet", "-fmt", "json", "-exclude-dir", "e2e", "-exclude-dir", "run", "./...")
 	if len(out) == 0 {
 		return nil, err // it ends with 1 when it has found something
 	}
