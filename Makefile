@@ -85,7 +85,7 @@ test: ## every test: Go with the race detector, scripts, end to end
 e2e: ## the end-to-end tests alone: real programs, namespaces, containers
 	@deploy/deps.sh test
 	@$(MAKE) --no-print-directory dl browser desktop-image
-	RG_E2E=1 $(GO) test -count=1 -timeout 40m ./e2e/...
+	RG_E2E=1 $(GO) test -count=1 -timeout 60m ./e2e/...
 
 chaos: ## random faults and invariants: SEED=1 MINUTES=5 HOSTS=2 AGENTS=0 SERVERS=1 BROKERS=0; a report in run/chaos-report.md
 	@deploy/deps.sh test
