@@ -89,6 +89,9 @@ func TestChaos(t *testing.T) {
 		if err := os.WriteFile(dir, []byte(report.String()), 0o644); err != nil {
 			t.Error(err)
 		}
+		if report.Broke != nil {
+			w.must("sh", "-c", "cp "+w.dir+"/*.log "+filepath.Dir(dir)+"/ && for l in "+w.dir+"/host*/var/log/remotegpu/agent.log; do cp $l "+filepath.Dir(dir)+"/$(echo ${l#"+w.dir+"/} | tr / -); done")
+		}
 	}
 	t.Logf("%s", report)
 }
