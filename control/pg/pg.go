@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"slices"
 	"strings"
@@ -107,14 +108,15 @@ func Migrate(ctx context.Context, pool *Pool) error {
 
 // InTx runs fn in one transaction: committed when fn returns nil, else rolled
 // back. When PostgreSQL reports a serialization failure or a deadlock fn runs
-// again, up to three times in all.
+// again, up to eight times in all, after a moment that differs for those who met.
 func InTx(ctx context.Context, pool *Pool, fn func(tx Tx) error) error {
 	var err error
-	for range 3 {
+	for try := range 8 {
 		err = pgx.BeginFunc(ctx, pool, fn)
 		if code := Code(err); code != "40001" && code != "40P01" {
 			return err
 		}
+		time.Sleep(rand.N(time.Millisecond << try))
 	}
 	return err
 }
