@@ -4,24 +4,31 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/remotegpu/remotegpu/control/pg"
 )
 
 // live is the fleet in memory, kept up to date by notifications, so that a
 // decision need not read it all. It may lag behind; that costs another try and
-// nothing else, for a host is looked at again under its lock.
+// nothing else, for a host is looked at again under its lock. What a decision
+// takes is booked at once, so that those who decide in the same moment do not
+// all run for one host; the next look at the host in the database is the truth.
 type live struct {
-	mu    sync.Mutex // guards all
-	fleet *Fleet     // nil: not followed, read the database
-	dirty map[string]bool
-	all   bool // everything is dirty
+	stale chan struct{} // of one: something has changed
+
+	mu     sync.Mutex // guards what follows
+	fleet  *Fleet     // nil: not followed, read the database
+	dirty  map[string]bool
+	all    bool                 // everything is dirty
+	booked map[string]time.Time // hosts, since when
 }
 
 // changed notes that a host, or with an empty id anything, is not as it was.
 func (l *live) changed(host string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	defer poke(l.stale)
 	if host == "" {
 		l.all = true
 		return
@@ -63,7 +70,7 @@ func (l *live) reload(ctx context.Context, pool *pg.Pool) error {
 	fleet := NewFleet(hosts)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.fleet = fleet
+	l.fleet, l.booked = fleet, map[string]time.Time{}
 	return nil
 }
 
@@ -78,7 +85,31 @@ func (l *live) put(h Host) bool {
 		return false
 	}
 	l.fleet.Put(h)
+	delete(l.booked, h.ID)
 	return true
+}
+
+// book notes what d takes of the followed fleet. It needs mu.
+func (l *live) book(r Request, d Decision) {
+	l.fleet.Take(r, d)
+	l.booked[d.Host] = time.Now()
+}
+
+// lapse looks again at hosts with which nothing has happened for so long after a
+// decision: its transaction has failed.
+func (l *live) lapse(after time.Duration) {
+	l.mu.Lock()
+	var late []string
+	for host, since := range l.booked {
+		if time.Since(since) > after {
+			late = append(late, host)
+			delete(l.booked, host)
+		}
+	}
+	l.mu.Unlock()
+	for _, host := range late {
+		l.changed(host)
+	}
 }
 
 // drop ends following.
@@ -89,25 +120,26 @@ func (l *live) drop() {
 }
 
 // with calls fn with the fleet as it is known, or with one read from db when
-// nobody follows it. Others wait meanwhile: fn must not touch the database.
-func (l *live) with(ctx context.Context, db pg.DB, fn func(f *Fleet)) error {
+// nobody follows it. Others wait while fn has one that is followed: it must not
+// touch the database.
+func (l *live) with(ctx context.Context, db pg.DB, fn func(f *Fleet, followed bool)) error {
 	l.mu.Lock()
 	if l.fleet != nil {
 		defer l.mu.Unlock()
-		fn(l.fleet)
+		fn(l.fleet, true)
 		return nil
 	}
 	l.mu.Unlock()
 	hosts, err := readHosts(ctx, db, "")
 	if err == nil {
-		fn(NewFleet(hosts))
+		fn(NewFleet(hosts), false)
 	}
 	return err
 }
 
 // copied returns a fleet of one's own.
 func (l *live) copied(ctx context.Context, db pg.DB) (f *Fleet, err error) {
-	err = l.with(ctx, db, func(known *Fleet) {
+	err = l.with(ctx, db, func(known *Fleet, _ bool) {
 		hosts := make([]Host, len(known.nodes))
 		for i := range known.nodes {
 			hosts[i] = known.nodes[i].host

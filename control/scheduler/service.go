@@ -34,7 +34,7 @@ type Retry func(ctx context.Context, workload string) error
 // New returns the service; workloads of a kind wait in its queue once their
 // module has called Retries.
 func New(pool *pg.Pool, log *slog.Logger) *Service {
-	return &Service{pool: pool, log: log, wake: make(chan struct{}, 1), retry: map[string]Retry{}}
+	return &Service{pool: pool, log: log, live: live{stale: make(chan struct{}, 1)}, wake: make(chan struct{}, 1), retry: map[string]Retry{}}
 }
 
 // Retries says how workloads whose id starts with prefix are tried again.
@@ -92,6 +92,7 @@ func (s *Service) settle(ctx context.Context, tx pg.Tx, r Request, last string) 
 		seen[now.ID] = now
 		one := Place(r, []Host{now})
 		if !one.Placed() {
+			s.live.changed(now.ID)
 			continue
 		}
 		d.GPUs = one.GPUs
@@ -104,10 +105,13 @@ func (s *Service) settle(ctx context.Context, tx pg.Tx, r Request, last string) 
 
 // decide looks at the fleet as it is known, and at hosts that were seen closer.
 func (s *Service) decide(ctx context.Context, tx pg.Tx, r Request, last string, seen map[string]Host) (d Decision, err error) {
-	err = s.live.with(ctx, tx, func(f *Fleet) {
-		defer f.lend(seen)() // what others see comes by notification alone, in the order of commits
+	err = s.live.with(ctx, tx, func(f *Fleet, followed bool) {
+		back := f.lend(seen) // what others see comes by notification alone, in the order of commits
 		f.After(last)
 		d = f.Decide(r)
+		if back(); followed && d.Placed() {
+			s.live.book(r, d)
+		}
 	})
 	return d, err
 }

@@ -155,6 +155,62 @@ func TestManyAtOnce(t *testing.T) {
 	}
 }
 
+// TestManyDecideApart: those who ask in the same moment do not all run for the
+// host that looks best, and what a failed transaction had booked comes back.
+func TestManyDecideApart(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	const n = 40
+	for i := range n {
+		f.host(fmt.Sprintf("h%02d", i), 1)
+	}
+	go f.Run(t.Context())
+	free := func() (n int, followed bool) {
+		if err := f.live.with(t.Context(), f.pool, func(fl *Fleet, ours bool) {
+			followed = ours
+			for i := range fl.nodes {
+				n += fl.nodes[i].free
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return n, followed
+	}
+	until := func(want int) {
+		t.Helper()
+		for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			n, followed := free()
+			if n == want && followed {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%d GPUs are known to be free, followed %v, want %d", n, followed, want)
+			}
+		}
+	}
+	until(n)
+	if err := pg.InTx(t.Context(), f.pool, func(tx pg.Tx) error {
+		if _, err := f.Place(t.Context(), tx, Request{Workload: "env_failed", GPUs: 1}); err != nil {
+			t.Error(err)
+		}
+		return context.Canceled
+	}); err == nil {
+		t.Fatal("no failure")
+	}
+	until(n - 1)
+	f.live.lapse(0)
+	until(n)
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() {
+			if d, err := f.tryPlace(t.Context(), Request{Workload: fmt.Sprint("env_", i), GPUs: 1}); err != nil || !d.Placed() {
+				t.Errorf("%d: %+v, %v", i, d, err)
+			}
+		})
+	}
+	all.Wait()
+}
+
 func TestQueueOrder(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t)

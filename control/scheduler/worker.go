@@ -14,6 +14,7 @@ import (
 const (
 	retryTick  = 30 * time.Second    // whoever waits is tried again at least so often
 	reloadTick = 5 * time.Minute     // the fleet in memory is read anew, should a notification have been lost
+	bookedFor  = 5 * time.Second     // what a decision takes, unless its transaction is seen to end
 	keepFor    = 30 * 24 * time.Hour // history
 )
 
@@ -21,20 +22,18 @@ const (
 // changes.
 func (s *Service) Run(ctx context.Context) error {
 	defer s.live.drop()
-	stale := make(chan struct{}, 1)
 	heard := func(host string) {
 		if host == somebodyWaits {
 			poke(s.wake)
 			return
 		}
 		s.live.changed(host)
-		poke(stale)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return pg.Listen(ctx, s.pool, capacityChanged, heard) })
 	g.Go(func() error { return pg.Listen(ctx, s.pool, hostChanged, heard) })
 	g.Go(func() error {
-		s.follow(ctx, stale)
+		s.follow(ctx)
 		return nil
 	})
 	return g.Wait()
@@ -48,15 +47,19 @@ func poke(ch chan<- struct{}) {
 }
 
 // follow keeps the fleet in memory up to date.
-func (s *Service) follow(ctx context.Context, stale <-chan struct{}) {
-	tick := time.NewTicker(reloadTick)
-	defer tick.Stop()
+func (s *Service) follow(ctx context.Context) {
+	reload, lapse := time.NewTicker(reloadTick), time.NewTicker(bookedFor)
+	defer reload.Stop()
+	defer lapse.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-stale:
-		case <-tick.C:
+		case <-s.live.stale:
+		case <-lapse.C:
+			s.live.lapse(bookedFor)
+			continue
+		case <-reload.C:
 			s.live.changed("")
 		}
 		if err := s.live.refresh(ctx, s.pool); err != nil && ctx.Err() == nil {
