@@ -392,6 +392,7 @@ func TestCutIsRepairedAtOnce(t *testing.T) {
 		if took := time.Since(start); took > 20*batchFor {
 			t.Errorf("20 cuts took %v", took)
 		}
+		synctest.Wait() // for the dial after the last cut
 		for i, a := range l.dials {
 			if a.Resume != (i > 0) {
 				t.Errorf("dial %d: %+v", i, a)
@@ -443,6 +444,7 @@ func TestNobodyComesBack(t *testing.T) {
 		if took := time.Since(start); err == nil || !strings.Contains(err.Error(), "could not be reached for 3m") || took > 3*time.Minute+retryMost {
 			t.Errorf("client: %v after %v", err, took)
 		}
+		synctest.Wait()
 		if n := len(l.dials); n < 60 || n > 1000 {
 			t.Errorf("%d tries in three minutes", n)
 		}
@@ -603,6 +605,7 @@ func TestClosing(t *testing.T) {
 		if _, err := c.Write([]byte("x")); err == nil {
 			t.Error("wrote after the end")
 		}
+		synctest.Wait()
 		synctest.Wait()
 		if n := len(l.dials); n != 1 {
 			t.Errorf("%d dials", n)
