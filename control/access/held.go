@@ -49,14 +49,21 @@ var errNotRecorded = errs.E(errs.Denied, "This workspace records sessions, and t
 func (s *Service) recordHeld(ctx context.Context, c auth.Caller, env environment.Environment, a protocol.Attach) (*heldRecording, error) {
 	key := a.Session + a.Client
 	if h := s.heldRecs.come(key); h != nil {
-		switch err := cmp.Or(h.tap.rec.Check(ctx), h.out.Err()); {
+		err := h.tap.rec.Check(ctx)
+		if err == nil {
+			err = h.out.Err()
+		}
+		switch failed := cmp.Or(h.tap.rec.Err(), h.out.Err()); {
 		case err == nil:
 			return h, nil
 		case errors.Is(err, recording.ErrTaken): // the client was elsewhere meanwhile
 			s.forgetHeld(h)
+		case failed == nil: // the database did not answer
+			s.leaveHeld(h)
+			return nil, err
 		default:
 			s.leaveHeld(h)
-			return nil, errs.E(errs.Denied, errs.Text(err), err) // to try again changes nothing
+			return nil, errs.E(errs.Denied, errs.Text(failed), failed) // to try again changes nothing
 		}
 	}
 	held := recording.Held{Environment: env.ID, User: c.ID, Client: key}

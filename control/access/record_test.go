@@ -18,6 +18,8 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/remotegpu/remotegpu/control/auth"
+	"github.com/remotegpu/remotegpu/control/environment"
+	"github.com/remotegpu/remotegpu/control/errs"
 	"github.com/remotegpu/remotegpu/control/recording"
 	"github.com/remotegpu/remotegpu/protocol"
 	"github.com/remotegpu/remotegpu/protocol/tunnel"
@@ -449,6 +451,32 @@ func dieHeld(w *world) {
 	w.heldRecs.mu.Lock()
 	defer w.heldRecs.mu.Unlock()
 	w.heldRecs.byClient = nil
+}
+
+// TestADatabaseAwayEndsNoRecordedSession: a client that comes back meanwhile is
+// told nothing final.
+func TestADatabaseAwayEndsNoRecordedSession(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	recordAll(w, t.TempDir())
+	q := newQuery(protocol.AttachCreate)
+	c, _, err := w.roam(q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	env := environment.Environment{ID: "env_box", Name: "box", Workspace: wsID}
+	a := protocol.Attach{Session: q.Get("session"), Client: q.Get("client"), Op: protocol.AttachResume}
+	away, cancel := context.WithCancel(t.Context())
+	cancel()
+	if h, err := w.recordHeld(away, w.user, env, a); h != nil || err == nil || errs.KindOf(err) == errs.Denied {
+		t.Errorf("while the database is away: %v, %v", h, err)
+	}
+	h, err := w.recordHeld(t.Context(), w.user, env, a)
+	if err != nil || h == nil {
+		t.Fatalf("when it is back: %v, %v", h, err)
+	}
+	w.leaveHeld(h)
 }
 
 // TestAHeldRecordingEndsWithItsProgram, and not when its client could no longer
