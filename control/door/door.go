@@ -1,9 +1,9 @@
 // Package door bounds what strangers hold of a listener.
 //
 // It owns how many connections of one network, and of all, may be open whose
-// client has not shown yet who it is, and how often they may send something; how often somebody may guess is package
-// account's business, and MQTT has limits of its own in package broker. Its
-// invariant: whoever has shown who they are is not counted, so strangers keep
+// client has not shown yet who it is, and how often they may send something; how
+// often somebody may guess is package account's business, and MQTT has limits of
+// its own in package broker. Its invariant: whoever has shown who they are is not counted, so strangers keep
 // nobody out but others of their own network.
 package door
 
