@@ -12,7 +12,6 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/hex"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -49,15 +48,25 @@ type Service struct {
 	app  *handlers.App
 }
 
+// controller is distribution's name for access control by a Service, which is
+// the controller's option "service".
+const controller = "remotegpu"
+
+// Distribution's list of controllers has no lock: it is written before anything
+// runs, not by each Service.
+func init() {
+	err := distauth.Register(controller, func(options map[string]any) (distauth.AccessController, error) {
+		return options["service"].(*Service), nil
+	})
+	if err != nil {
+		panic(err)
+	}
+}
+
 // New returns the registry.
-func New(ctx context.Context, pool *pg.Pool, cfg Config) (*Service, error) {
+func New(ctx context.Context, pool *pg.Pool, cfg Config) *Service {
 	s := &Service{pool: pool, cfg: cfg}
 	logrus.SetOutput(io.Discard) // distribution logs requests by logrus; what matters is in our log
-	controller := "remotegpu-" + fmt.Sprintf("%p", s)
-	err := distauth.Register(controller, func(map[string]any) (distauth.AccessController, error) { return s, nil })
-	if err != nil {
-		return nil, fmt.Errorf("register access control: %w", err)
-	}
 	c := &configuration.Configuration{
 		Version: "0.1",
 		Storage: configuration.Storage{
@@ -65,12 +74,12 @@ func New(ctx context.Context, pool *pg.Pool, cfg Config) (*Service, error) {
 			"delete":      {"enabled": true},
 			"maintenance": {"uploadpurging": map[any]any{"enabled": true, "age": "168h", "interval": "24h", "dryrun": false}},
 		},
-		Auth: configuration.Auth{controller: {}},
+		Auth: configuration.Auth{controller: {"service": s}},
 	}
 	c.HTTP.Secret = hex.EncodeToString(cfg.Secret.Seed())
 	c.Catalog.MaxEntries = 1000
 	s.app = handlers.NewApp(ctx, c)
-	return s, nil
+	return s
 }
 
 // Routes adds the module's routes.

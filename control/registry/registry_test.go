@@ -66,12 +66,9 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := New(ctx, w.pool, Config{
+	s := New(ctx, w.pool, Config{
 		Dir: t.TempDir(), Secret: key, User: func(ctx context.Context, _, secret string) (auth.Caller, error) { return w.who(ctx, secret) }, Host: w.who, Resolve: spaces.Resolve, Log: slog.New(slog.DiscardHandler),
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	api := web.New("test", slog.New(slog.DiscardHandler))
 	s.Routes(api)
 	srv := httptest.NewTLSServer(api.Handler(func(*http.Request) (auth.Caller, error) { return auth.Caller{}, nil }, false))

@@ -179,13 +179,10 @@ func (s *Server) wire(ctx context.Context) (err error) {
 	s.desktops = rdp.New(s.pool, rdp.Config{
 		Environment: s.envs.Get, Host: s.hosts.Find, User: s.Accounts.ByID, Access: s.access, Clipboard: s.cfg.Clipboard,
 	}, s.log)
-	s.registry, err = registry.New(ctx, s.pool, registry.Config{
+	s.registry = registry.New(ctx, s.pool, registry.Config{
 		Dir: filepath.Join(s.cfg.DataDir, "registry"), Secret: key.tokens, User: s.registryUser, Host: s.registryHost,
 		Resolve: s.Workspaces.Resolve, Log: s.log,
 	})
-	if err != nil {
-		return err
-	}
 	s.routes()
 	return s.firstLogin(ctx)
 }
