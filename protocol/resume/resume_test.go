@@ -65,6 +65,7 @@ func bothWays(t *testing.T, seed uint64) {
 	wg.Wait()
 	<-client.Delivered()
 	<-l.server.Delivered()
+	client.end(errClosed)   // it would go on to dial
 	time.Sleep(time.Minute) // until the last cable goes on
 	t.Logf("window %d, %d bytes each way, %d cables", cfg.Window, size, len(l.all()))
 }
