@@ -1,8 +1,10 @@
 package protocol
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/hex"
+	"io"
 	"math"
 	"reflect"
 	"strings"
@@ -176,6 +178,39 @@ func TestEveryDocumentChecksItself(t *testing.T) {
 		_, checks := reflect.New(reflect.TypeOf(d)).Interface().(validator)
 		if checks == unchecked[name] {
 			t.Errorf("%s: Validate is there: %v", name, checks)
+		}
+	}
+}
+
+// TestFrameReader: frames arrive as they were, larger than the reader's buffer
+// and smaller, and a cut one is told from an end.
+func TestFrameReader(t *testing.T) {
+	sizes := []int{0, 1, 11, 12, 4096, 16, 40_000, MaxFrame, 3}
+	var wire bytes.Buffer
+	for i, n := range sizes {
+		if err := WriteFrame(&wire, FrameType(i+1), bytes.Repeat([]byte{byte(i)}, n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	whole := wire.Bytes()
+	for _, r := range []io.Reader{bytes.NewReader(whole), bufio.NewReaderSize(bytes.NewReader(whole), 16), bufio.NewReaderSize(bytes.NewReader(whole), 32<<10)} {
+		frames := NewFrameReader(r)
+		for i, n := range sizes {
+			kind, payload, err := frames.Next()
+			if err != nil || kind != FrameType(i+1) || !bytes.Equal(payload, bytes.Repeat([]byte{byte(i)}, n)) {
+				t.Fatalf("%T: frame %d is of type %d and %d bytes, want %d: %v", r, i, kind, len(payload), n, err)
+			}
+		}
+		if _, _, err := frames.Next(); err != io.EOF {
+			t.Errorf("%T: after the last frame %v", r, err)
+		}
+	}
+	for cut := 1; cut < 16; cut++ { // of a frame of 11 bytes
+		var one bytes.Buffer
+		_ = WriteFrame(&one, FrameStdin, make([]byte, 11))
+		_, _, err := NewFrameReader(bufio.NewReader(bytes.NewReader(one.Bytes()[:cut]))).Next()
+		if err != io.ErrUnexpectedEOF {
+			t.Errorf("%d bytes of a frame: %v", cut, err)
 		}
 	}
 }

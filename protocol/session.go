@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"bufio"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -117,6 +118,21 @@ var frames = sync.Pool{New: func() any { return new([frameHead + MaxFrame]byte) 
 
 const frameHead = 5
 
+// FrameRoom is how much room PutFrame needs before the payload.
+const FrameRoom = frameHead
+
+// PutFrame makes one frame of buf, whose payload begins at FrameRoom, without a
+// copy. The payload is at most MaxFrame bytes.
+func PutFrame(w io.Writer, t FrameType, buf []byte) error {
+	if len(buf)-frameHead > MaxFrame {
+		return fmt.Errorf("frame of %d bytes is over the limit of %d", len(buf)-frameHead, MaxFrame)
+	}
+	buf[0] = byte(t)
+	binary.BigEndian.PutUint32(buf[1:], uint32(len(buf)-frameHead))
+	_, err := w.Write(buf)
+	return err
+}
+
 // WriteFrame writes one frame with a single Write. Payload is at most MaxFrame
 // bytes.
 func WriteFrame(w io.Writer, t FrameType, payload []byte) error {
@@ -125,10 +141,7 @@ func WriteFrame(w io.Writer, t FrameType, payload []byte) error {
 	}
 	buf := frames.Get().(*[frameHead + MaxFrame]byte)
 	defer frames.Put(buf)
-	buf[0] = byte(t)
-	binary.BigEndian.PutUint32(buf[1:], uint32(len(payload)))
-	_, err := w.Write(buf[:frameHead+copy(buf[frameHead:], payload)])
-	return err
+	return PutFrame(w, t, buf[:frameHead+copy(buf[frameHead:], payload)])
 }
 
 // WriteDocument writes one frame whose payload is the encoding of v.
@@ -143,11 +156,17 @@ func WriteDocument(w io.Writer, t FrameType, v any) error {
 // FrameReader reads frames. It is not safe for concurrent use.
 type FrameReader struct {
 	r   io.Reader
-	buf []byte
+	in  *bufio.Reader // r, when it is one: what fits into it is not copied
+	buf []byte        // for what does not
 }
 
+const smallFrame = 4 << 10
+
 // NewFrameReader returns a reader of frames from r; r should be buffered.
-func NewFrameReader(r io.Reader) *FrameReader { return &FrameReader{r: r, buf: make([]byte, 4096)} }
+func NewFrameReader(r io.Reader) *FrameReader {
+	in, _ := r.(*bufio.Reader)
+	return &FrameReader{r: r, in: in}
+}
 
 // Next returns the next frame; payload is valid until the call after. At the
 // end between two frames the error is io.EOF, inside one io.ErrUnexpectedEOF.
@@ -160,14 +179,29 @@ func (f *FrameReader) Next() (t FrameType, payload []byte, err error) {
 	if n > MaxFrame {
 		return 0, nil, fmt.Errorf("frame of %d bytes is over the limit of %d", n, MaxFrame)
 	}
-	if int(n) > len(f.buf) {
-		f.buf = make([]byte, MaxFrame)
+	payload, err = f.payload(int(n))
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
 	}
-	if _, err := io.ReadFull(f.r, f.buf[:n]); err != nil {
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
+	if err != nil {
 		return 0, nil, err
 	}
-	return FrameType(head[0]), f.buf[:n], nil
+	return FrameType(head[0]), payload, nil
+}
+
+func (f *FrameReader) payload(n int) ([]byte, error) {
+	if f.in != nil && n <= f.in.Size() {
+		b, err := f.in.Peek(n)
+		_, _ = f.in.Discard(len(b)) // it is there
+		return b, err
+	}
+	switch {
+	case n <= len(f.buf):
+	case n <= smallFrame:
+		f.buf = make([]byte, smallFrame)
+	default:
+		f.buf = make([]byte, MaxFrame)
+	}
+	_, err := io.ReadFull(f.r, f.buf[:n])
+	return f.buf[:n], err
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/crypto/ssh"
 )
@@ -24,7 +25,7 @@ const (
 // pass for its hash. The list of a client comes before ours only if we wait for
 // it, which not every client bears; OpenSSH's does.
 func Accept(c net.Conn, cfg *ssh.ServerConfig) (Conn, error) {
-	c, gcm, err := greet(c)
+	g, gcm, err := greet(c)
 	if err != nil {
 		return Conn{}, err
 	}
@@ -33,13 +34,14 @@ func Accept(c net.Conn, cfg *ssh.ServerConfig) (Conn, error) {
 		only.Ciphers = []string{ssh.CipherAES128GCM, ssh.CipherAES256GCM}
 		cfg = &only
 	}
-	sc, channels, requests, err := ssh.NewServerConn(c, cfg)
+	sc, channels, requests, err := ssh.NewServerConn(g, cfg)
+	g.joins.Store(gcm && err == nil)
 	return Conn{sc, channels, requests}, err
 }
 
 // greet says who we are and reads what the client is. What it has read comes
 // again, and what it has said is not said again.
-func greet(c net.Conn) (_ net.Conn, gcm bool, err error) {
+func greet(c net.Conn) (_ *greeted, gcm bool, err error) {
 	if _, err := io.WriteString(c, version+"\r\n"); err != nil {
 		return nil, false, err
 	}
@@ -104,6 +106,9 @@ type greeted struct {
 	net.Conn
 	first []byte // read, and to be read again
 	said  int    // bytes that are on the wire already
+
+	joins atomic.Bool // what is written are packets of AES-GCM
+	whole packets
 }
 
 func (g *greeted) Read(p []byte) (int, error) {
@@ -116,6 +121,9 @@ func (g *greeted) Read(p []byte) (int, error) {
 }
 
 func (g *greeted) Write(p []byte) (int, error) {
+	if g.joins.Load() {
+		return g.whole.write(g.Conn, p)
+	}
 	if g.said == 0 {
 		return g.Conn.Write(p)
 	}

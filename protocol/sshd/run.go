@@ -79,15 +79,16 @@ func (ses *session) start(ctx context.Context) (Stream, error) {
 	return stream, nil
 }
 
-var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }} // a channel's packets are no larger
+// pieces hold the head of a frame and what one packet of a channel has.
+var pieces = sync.Pool{New: func() any { return new([protocol.FrameRoom + 32<<10]byte) }}
 
 // pumpIn copies stdin until the client closes it or the stream ends.
 func (ses *session) pumpIn(stream Stream) {
-	buf := buffers.Get().(*[32 << 10]byte)
-	defer buffers.Put(buf)
+	buf := pieces.Get().(*[protocol.FrameRoom + 32<<10]byte)
+	defer pieces.Put(buf)
 	for {
-		n, err := ses.ch.Read(buf[:])
-		if n > 0 && ses.write(stream, protocol.FrameStdin, buf[:n]) != nil {
+		n, err := ses.ch.Read(buf[protocol.FrameRoom:])
+		if n > 0 && ses.put(stream, protocol.FrameStdin, buf[:protocol.FrameRoom+n]) != nil {
 			return
 		}
 		if err == io.EOF {
@@ -132,7 +133,7 @@ func (ses *session) pumpControls(ctx context.Context, stream Stream) {
 // pumpOut copies output until the exit frame. The client's window is the
 // back-pressure: a slow reader stops its own stream and no other.
 func (ses *session) pumpOut(stream Stream) (exit protocol.SessionExit, err error) {
-	frames := protocol.NewFrameReader(bufio.NewReaderSize(stream, 64<<10))
+	frames := protocol.NewFrameReader(bufio.NewReaderSize(stream, 4<<10)) // the most of a large frame is read past it
 	for {
 		kind, payload, err := frames.Next()
 		if err != nil {
@@ -156,6 +157,13 @@ func (ses *session) write(stream Stream, t protocol.FrameType, payload []byte) e
 	ses.writing.Lock()
 	defer ses.writing.Unlock()
 	return protocol.WriteFrame(stream, t, payload)
+}
+
+// put is write of a frame that has its room.
+func (ses *session) put(stream Stream, t protocol.FrameType, buf []byte) error {
+	ses.writing.Lock()
+	defer ses.writing.Unlock()
+	return protocol.PutFrame(stream, t, buf)
 }
 
 // say shows one line to the person, on stderr.

@@ -32,6 +32,12 @@ const handshakeTimeout = 20 * time.Second
 
 var writeBufs = sync.Pool{} // shared by all connections; held during a write alone
 
+// upgradedBufSize makes the first record of TLS full: who need not mask copies
+// no more than that of a message.
+const upgradedBufSize = 16<<10 - 4
+
+var upgradedBufs = sync.Pool{} // as writeBufs
+
 // Rejected is an HTTP answer that is no WebSocket.
 type Rejected struct {
 	Status int
@@ -74,7 +80,7 @@ func (cfg DialConfig) dialBatch(ctx context.Context, network, addr string) (net.
 }
 
 var upgrader = websocket.Upgrader{
-	ReadBufferSize: readBufSize, WriteBufferSize: bufSize, WriteBufferPool: &writeBufs,
+	ReadBufferSize: readBufSize, WriteBufferSize: upgradedBufSize, WriteBufferPool: &upgradedBufs,
 	HandshakeTimeout: handshakeTimeout, CheckOrigin: SameOrigin, Subprotocols: []string{protocol.TerminalProtocol},
 }
 

@@ -70,7 +70,7 @@ func receive(control *net.UnixConn) (net.Conn, protocol.Attach, error) {
 // serveSession serves what is asked for inside the frames of a session.
 func serveSession(pipe *resume.Conn) error {
 	defer pipe.Close()
-	frames := protocol.NewFrameReader(bufio.NewReaderSize(pipe, 64<<10))
+	frames := protocol.NewFrameReader(bufio.NewReaderSize(pipe, 4<<10)) // the most of a large frame is read past it
 	exit := protocol.SessionExit{Version: protocol.Version}
 	err := serveSFTP(&input{frames: frames}, output{pipe})
 	if err != nil {
