@@ -190,6 +190,14 @@ func Notify(ctx context.Context, db DB, channel, payload string) error {
 	return nil
 }
 
+// NotifyAll is Notify for many payloads; equal ones are sent once.
+func NotifyAll(ctx context.Context, db DB, channel string, payloads []string) error {
+	if _, err := db.Exec(ctx, "select pg_notify($1, p) from unnest($2::text[]) p", channel, payloads); err != nil {
+		return fmt.Errorf("notify %s: %w", channel, err)
+	}
+	return nil
+}
+
 // Listen calls fn for every notification on channel until ctx ends. After every
 // (re)connection it calls fn with an empty payload first, so that nothing sent
 // before is missed: fn then looks for itself.
