@@ -37,18 +37,37 @@ type Entry struct {
 
 const columns = "id, at, actor, action, target, workspace, remote, detail, seal, hash"
 
+// Act is what RecordAll writes of one operation. Detail becomes JSON; it must
+// hold no secret. Nil means none.
+type Act struct {
+	Caller    auth.Caller
+	Action    auth.Action
+	Target    string
+	Workspace string
+	Detail    any
+}
+
 // Record writes that c did action to target, in the transaction that does it.
-// Detail becomes JSON; it must hold no secret. Nil means none.
 func Record(ctx context.Context, db pg.DB, c auth.Caller, action auth.Action, target, workspace string, detail any) error {
-	if detail == nil {
-		detail = struct{}{}
+	return RecordAll(ctx, db, []Act{{c, action, target, workspace, detail}})
+}
+
+// RecordAll writes what was done in one transaction.
+func RecordAll(ctx context.Context, db pg.DB, acts []Act) error {
+	rows := make([]Entry, len(acts))
+	for i, a := range acts {
+		if a.Detail == nil {
+			a.Detail = struct{}{}
+		}
+		detail, err := json.Marshal(a.Detail)
+		if err != nil {
+			return fmt.Errorf("encode audit detail: %w", err)
+		}
+		rows[i] = Entry{Actor: a.Caller.ID, Action: string(a.Action), Target: a.Target, Workspace: a.Workspace, Remote: a.Caller.Remote, Detail: detail}
 	}
-	b, err := json.Marshal(detail)
-	if err != nil {
-		return fmt.Errorf("encode audit detail: %w", err)
-	}
-	_, err = db.Exec(ctx, `insert into audit_entries (actor, action, target, workspace, remote, detail)
-		values ($1, $2, $3, $4, $5, $6)`, c.ID, string(action), target, workspace, c.Remote, b)
+	_, err := db.Exec(ctx, `insert into audit_entries (actor, action, target, workspace, remote, detail)
+		select actor, action, coalesce(target, ''), coalesce(workspace, ''), coalesce(remote, ''), detail
+		from jsonb_to_recordset($1) as t(actor text, action text, target text, workspace text, remote text, detail jsonb)`, rows)
 	if err != nil {
 		return fmt.Errorf("write audit entry: %w", err)
 	}
@@ -132,13 +151,14 @@ func Seal(ctx context.Context, pool *pg.Pool) error {
 		if err != nil {
 			return err
 		}
-		for _, e := range entries {
+		ids, seals, hashes := make([]int64, len(entries)), make([]int64, len(entries)), make([][]byte, len(entries))
+		for i, e := range entries {
 			last, place = e.link(last), place+1
-			if _, err := tx.Exec(ctx, "update audit_entries set seal = $2, hash = $3 where id = $1", e.ID, place, last); err != nil {
-				return err
-			}
+			ids[i], seals[i], hashes[i] = e.ID, place, last
 		}
-		return nil
+		_, err = tx.Exec(ctx, `update audit_entries a set seal = n.seal, hash = n.hash
+			from unnest($1::bigint[], $2::bigint[], $3::bytea[]) n(id, seal, hash) where a.id = n.id`, ids, seals, hashes)
+		return err
 	})
 }
 
