@@ -65,13 +65,28 @@ func New(pool *pg.Pool, cfg Config, log *slog.Logger) *Service {
 // Touch says, in the transaction that changed it, that a host's wishes are not
 // what they were. Documents from the returned generation on carry the change.
 func Touch(ctx context.Context, tx pg.Tx, host string) (generation uint64, err error) {
-	var now int64
-	err = tx.QueryRow(ctx, `insert into desired_documents (host_id) values ($1)
-		on conflict (host_id) do update set dirty = true, changed_at = now() returning generation`, host).Scan(&now)
+	from, err := TouchAll(ctx, tx, []string{host})
+	return from[host], err
+}
+
+// TouchAll is Touch for many hosts.
+func TouchAll(ctx context.Context, tx pg.Tx, hosts []string) (generations map[string]uint64, err error) {
+	rows, err := tx.Query(ctx, `insert into desired_documents (host_id) select distinct unnest($1::text[]) host order by host
+		on conflict (host_id) do update set dirty = true, changed_at = now() returning host_id, generation`, hosts)
 	if err != nil {
-		return 0, fmt.Errorf("touch desired document: %w", err)
+		return nil, fmt.Errorf("touch desired documents: %w", err)
 	}
-	return uint64(now) + 1, pg.Notify(ctx, tx, changed, host)
+	generations = make(map[string]uint64, len(hosts))
+	var host string
+	var now int64
+	_, err = pgx.ForEachRow(rows, []any{&host, &now}, func() error {
+		generations[host] = uint64(now) + 1
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("touch desired documents: %w", err)
+	}
+	return generations, pg.NotifyAll(ctx, tx, changed, hosts)
 }
 
 // Run wakes lanes on changes until ctx ends.
