@@ -3,6 +3,7 @@ package workspace
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/remotegpu/remotegpu/control/account"
@@ -15,15 +16,22 @@ import (
 
 // Service does everything with workspaces.
 type Service struct {
-	pool *pg.Pool
+	pool  *pg.Pool
+	known sync.Map // ids, by id and name: a workspace keeps both for life
 }
 
 // New returns the service on pool.
-func New(pool *pg.Pool) *Service { return &Service{pool} }
+func New(pool *pg.Pool) *Service { return &Service{pool: pool} }
 
 // Resolve returns the id of a workspace given by name or id.
 func (s *Service) Resolve(ctx context.Context, nameOrID string) (string, error) {
+	if id, known := s.known.Load(nameOrID); known {
+		return id.(string), nil
+	}
 	w, err := find(ctx, s.pool, nameOrID)
+	if err == nil {
+		s.known.Store(nameOrID, w.ID)
+	}
 	return w.ID, none(err)
 }
 
