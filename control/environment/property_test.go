@@ -249,8 +249,8 @@ func (c *chaos) check() {
 func (c *chaos) upToDate() {
 	stale := 0
 	fresh := scheduler.New(c.pool, c.log)
-	fresh.Retries(protocol.PrefixEnvironment, func(context.Context, string) error {
-		stale++
+	fresh.Retries(protocol.PrefixEnvironment, func(_ context.Context, all []string) error {
+		stale += len(all)
 		return nil
 	})
 	for deadline := time.Now().Add(20 * time.Second); ; {

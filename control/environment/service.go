@@ -2,10 +2,13 @@ package environment
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"github.com/remotegpu/remotegpu/control/audit"
 	"github.com/remotegpu/remotegpu/control/auth"
@@ -30,10 +33,13 @@ type Config struct {
 
 // Service does everything with environments.
 type Service struct {
-	pool  *pg.Pool
-	cfg   Config
-	log   *slog.Logger
-	watch watch
+	pool    *pg.Pool
+	cfg     Config
+	log     *slog.Logger
+	watch   watch
+	names   sync.Map // of workspaces, by id: they keep them for life
+	creates *pg.Group[*creation]
+	crowded atomic.Int64 // when a host's document was last seen to be full; Unix time in seconds
 }
 
 // New returns the service; without a scheduler in cfg it makes its own.
@@ -42,6 +48,7 @@ func New(pool *pg.Pool, cfg Config, log *slog.Logger) *Service {
 		cfg.Scheduler = scheduler.New(pool, log)
 	}
 	s := &Service{pool: pool, cfg: cfg, log: log}
+	s.creates = pg.NewGroup(scheduler.MaxTogether, s.createAll)
 	cfg.Scheduler.Retries(protocol.PrefixEnvironment, s.retry)
 	return s
 }
@@ -57,7 +64,7 @@ func (s *Service) Create(ctx context.Context, c auth.Caller, workspace string, s
 	if err != nil {
 		return Environment{}, err
 	}
-	name, err := workspaceName(ctx, s.pool, ws)
+	name, err := s.workspaceName(ctx, ws)
 	if err != nil {
 		return Environment{}, fmt.Errorf("read workspace: %w", err)
 	}
@@ -67,67 +74,19 @@ func (s *Service) Create(ctx context.Context, c auth.Caller, workspace string, s
 	if spec.Priority != 0 && c.Kind == auth.KindUser && !c.Admin && !c.Roles[ws].AtLeast(auth.Admin) {
 		return Environment{}, errs.E(errs.Denied, "Only an admin of the workspace may give a priority; leave it out, or ask one.")
 	}
-	e := spec.environment(protocol.NewID(protocol.PrefixEnvironment), ws, c)
-	if e.Bytes, err = e.documentBytes(); err != nil {
+	made := &creation{caller: c, asked: spec.environment(protocol.NewID(protocol.PrefixEnvironment), ws, c)}
+	if made.asked.Bytes, err = made.asked.documentBytes(); err != nil {
 		return Environment{}, fmt.Errorf("measure environment: %w", err)
 	}
-	err = pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
-		if err := insert(ctx, tx, &e); err != nil {
-			return err
-		}
-		if err := tell(ctx, tx, &e, nil, protocol.SeverityNormal, "Created", "Created by "+c.Name+" with image "+e.Image+"."); err != nil {
-			return err
-		}
-		d, err := s.place(ctx, tx, &e)
-		if err != nil {
-			return err
-		}
-		if d.Never {
-			return errs.E(errs.Invalid, d.Summary)
-		}
-		if err := save(ctx, tx, &e); err != nil {
-			return err
-		}
-		if err := announce(ctx, tx, &e, ""); err != nil {
-			return err
-		}
-		return audit.Record(ctx, tx, c, auth.EnvironmentWrite, e.ID, ws, map[string]any{"op": "create", "name": e.Name, "image": e.Image, "resources": e.Resources})
-	})
-	if pg.IsUnique(err, "environments_workspace_id_name_key") {
-		return Environment{}, errs.Ef(errs.Conflict, "There is an environment %s in workspace %s already; choose another name, or delete that one.", e.Name, name)
+	if err = s.creates.Do(ctx, made); err == nil {
+		err = made.refused
+	}
+	if errors.Is(err, errNameTaken) || pg.IsUnique(err, "environments_workspace_id_name_key") {
+		return Environment{}, errs.Ef(errs.Conflict, "There is an environment %s in workspace %s already; choose another name, or delete that one.", made.asked.Name, name)
 	} else if err != nil {
 		return Environment{}, err
 	}
-	return s.Get(ctx, c, ws, e.ID)
-}
-
-// place asks for a host and notes where e goes, or what it waits for.
-func (s *Service) place(ctx context.Context, tx pg.Tx, e *Environment) (scheduler.Decision, error) {
-	waited, r := e.WaitsFor, e.request()
-	if e.Host == "" {
-		full, err := fullDocuments(ctx, tx, e.Bytes)
-		if err != nil {
-			return scheduler.Decision{}, err
-		}
-		r.Avoid = full
-	}
-	d, err := s.cfg.Scheduler.Place(ctx, tx, r)
-	if err != nil {
-		return d, fmt.Errorf("place environment: %w", err)
-	}
-	if !d.Placed() {
-		e.Phase, e.Message, e.WaitsFor, e.Placed = protocol.PhasePending, "", d.Summary, false
-		if d.Summary == waited {
-			return d, nil
-		}
-		return d, tell(ctx, tx, e, nil, protocol.SeverityNormal, "Waiting", d.Summary)
-	}
-	e.Host, e.HostName, e.GPUs, e.Placed, e.WaitsFor = d.Host, d.HostName, d.GPUs, true, ""
-	e.Phase, e.Message = protocol.PhasePending, "waits for host "+d.HostName+" to take it"
-	if err := tell(ctx, tx, e, nil, protocol.SeverityNormal, "Scheduled", d.Summary); err != nil {
-		return d, err
-	}
-	return d, s.touch(ctx, tx, e)
+	return s.shown(c, made.e), nil
 }
 
 // touch makes e's host get a new document, and notes from which generation on
@@ -241,8 +200,7 @@ func (s *Service) run(ctx context.Context, tx pg.Tx, c auth.Caller, e *Environme
 		e.Phase, e.Message = protocol.PhasePending, "waits for host "+e.HostName+" to take it"
 		return s.touch(ctx, tx, e)
 	}
-	_, err := s.place(ctx, tx, e)
-	return err
+	return s.place(ctx, tx, []*Environment{e}, true)
 }
 
 func (s *Service) halt(ctx context.Context, tx pg.Tx, c auth.Caller, e *Environment) error {
@@ -269,30 +227,6 @@ func (s *Service) erase(ctx context.Context, tx pg.Tx, e *Environment) error {
 	return erase(ctx, tx, e.ID)
 }
 
-// retry gives a waiting environment another try; the scheduler calls it.
-func (s *Service) retry(ctx context.Context, id string) error {
-	return pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
-		e, err := lock(ctx, tx, "", id)
-		if pg.IsNone(err) || err == nil && (e.Want != wantRunning || e.Placed) {
-			if e.Placed {
-				return nil
-			}
-			return scheduler.Release(ctx, tx, id) // it waits no longer
-		}
-		if err != nil {
-			return err
-		}
-		before := e.Phase
-		if _, err := s.place(ctx, tx, &e); err != nil {
-			return err
-		}
-		if err := save(ctx, tx, &e); err != nil {
-			return err
-		}
-		return announce(ctx, tx, &e, before)
-	})
-}
-
 // workspace returns the id of a workspace in which c may do action.
 func (s *Service) workspace(ctx context.Context, c auth.Caller, action auth.Action, nameOrID string) (string, error) {
 	if c.Kind == auth.KindNobody { // who may not learn whether there is such a workspace
@@ -303,6 +237,17 @@ func (s *Service) workspace(ctx context.Context, c auth.Caller, action auth.Acti
 		return "", err
 	}
 	return ws, c.Require(action, ws)
+}
+
+func (s *Service) workspaceName(ctx context.Context, id string) (string, error) {
+	if name, known := s.names.Load(id); known {
+		return name.(string), nil
+	}
+	name, err := workspaceName(ctx, s.pool, id)
+	if err == nil {
+		s.names.Store(id, name)
+	}
+	return name, err
 }
 
 func none(err error, name string) error {

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/remotegpu/remotegpu/control/pg"
+	"github.com/remotegpu/remotegpu/control/scheduler"
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
@@ -75,13 +76,94 @@ func lockHost(ctx context.Context, tx pg.Tx, host string) ([]Environment, error)
 	return read(ctx, tx, "where e.host_id = $1 order by e.id", host)
 }
 
-func insert(ctx context.Context, tx pg.Tx, e *Environment) error {
-	_, err := tx.Exec(ctx, `insert into environments (id, workspace_id, name, owner_id, image, command, env, run_as, workdir, resources, mounts,
-			affinity, prefer, restart, priority, revision, want, phase, document_bytes)
-		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)`,
-		e.ID, e.Workspace, e.Name, e.Owner, e.Image, nonNil(e.Command), orEmpty(e.Env), e.User, e.Workdir, e.Resources, nonNil(e.Mounts),
-		e.Affinity, e.Prefer, e.Restart, e.Priority, int64(e.Revision), e.Want, e.Phase, e.Bytes)
-	return err
+// namesTaken returns which of these have a name that another one has.
+func namesTaken(ctx context.Context, db pg.DB, all []*Environment) (map[*Environment]bool, error) {
+	type key struct{ ws, name string }
+	workspaces, names := make([]string, len(all)), make([]string, len(all))
+	for i, e := range all {
+		workspaces[i], names[i] = e.Workspace, e.Name
+	}
+	rows, err := db.Query(ctx, `select workspace_id, name from environments join unnest($1::text[], $2::text[]) t(workspace_id, name) using (workspace_id, name)`, workspaces, names)
+	if err != nil {
+		return nil, fmt.Errorf("look for names: %w", err)
+	}
+	used := map[key]bool{}
+	var k key
+	if _, err := pgx.ForEachRow(rows, []any{&k.ws, &k.name}, func() error {
+		used[k] = true
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("look for names: %w", err)
+	}
+	taken := map[*Environment]bool{}
+	for _, e := range all {
+		k := key{e.Workspace, e.Name}
+		taken[e] = used[k]
+		used[k] = true // the first who asks has it
+	}
+	return taken, nil
+}
+
+func insertAll(ctx context.Context, tx pg.Tx, all []*Environment) error {
+	type row struct {
+		ID         string             `json:"id"`
+		Workspace  string             `json:"workspace_id"`
+		Name       string             `json:"name"`
+		Owner      string             `json:"owner_id"`
+		Image      string             `json:"image"`
+		Command    []string           `json:"command"`
+		Env        map[string]string  `json:"env"`
+		User       string             `json:"run_as"`
+		Workdir    string             `json:"workdir"`
+		Resources  Resources          `json:"resources"`
+		Mounts     []Mount            `json:"mounts"`
+		Affinity   scheduler.Affinity `json:"affinity"`
+		Prefer     scheduler.Affinity `json:"prefer"`
+		Restart    string             `json:"restart"`
+		Priority   int                `json:"priority"`
+		Bytes      int                `json:"document_bytes"`
+		Host       string             `json:"host_id"`
+		Revision   uint64             `json:"revision"`
+		Generation uint64             `json:"generation"`
+		Want       string             `json:"want"`
+		Phase      string             `json:"phase"`
+		Message    string             `json:"message"`
+	}
+	rows := make([]row, len(all))
+	for i, e := range all {
+		rows[i] = row{e.ID, e.Workspace, e.Name, e.Owner, e.Image, nonNil(e.Command), orEmpty(e.Env), e.User, e.Workdir, e.Resources, nonNil(e.Mounts),
+			e.Affinity, e.Prefer, e.Restart, e.Priority, e.Bytes, e.Host, e.Revision, e.Generation, e.Want, e.Phase, e.Message}
+	}
+	const columns = `id, workspace_id, name, owner_id, image, command, env, run_as, workdir, resources, mounts,
+		affinity, prefer, restart, priority, document_bytes, host_id, revision, generation, want, phase, message`
+	if _, err := tx.Exec(ctx, "insert into environments ("+columns+") select "+columns+" from jsonb_populate_recordset(null::environments, $1)", rows); err != nil {
+		return fmt.Errorf("write environments: %w", err)
+	}
+	return nil
+}
+
+// lockAll is lock for many, always in the same order.
+func lockAll(ctx context.Context, tx pg.Tx, ids []string) ([]Environment, error) {
+	if _, err := tx.Exec(ctx, "select from environments where id = any($1) order by id for update", ids); err != nil {
+		return nil, fmt.Errorf("lock environments: %w", err)
+	}
+	return read(ctx, tx, "where e.id = any($1)", ids)
+}
+
+// saveAll is save for those that were placed, or wait for another reason.
+func saveAll(ctx context.Context, tx pg.Tx, all []*Environment) error {
+	ids, hosts, generations, phases, messages := make([]string, len(all)), make([]string, len(all)), make([]int64, len(all)), make([]string, len(all)), make([]string, len(all))
+	for i, e := range all {
+		ids[i], hosts[i], generations[i], phases[i], messages[i] = e.ID, e.Host, int64(e.Generation), e.Phase, e.Message
+	}
+	_, err := tx.Exec(ctx, `update environments e set host_id = n.host, generation = n.generation, phase = n.phase, message = n.message,
+			changed_at = case when e.phase = n.phase then e.changed_at else now() end
+		from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[]) n(id, host, generation, phase, message) where e.id = n.id`,
+		ids, hosts, generations, phases, messages)
+	if err != nil {
+		return fmt.Errorf("write environments: %w", err)
+	}
+	return nil
 }
 
 // save writes what changes in the life of an environment.
@@ -102,14 +184,35 @@ func erase(ctx context.Context, tx pg.Tx, id string) error {
 	return err
 }
 
-// fullDocuments returns the hosts whose documents have no room for bytes more.
-func fullDocuments(ctx context.Context, db pg.DB, bytes int) ([]string, error) {
-	rows, err := db.Query(ctx, `select host_id from environments where host_id <> '' and want <> 'deleted' group by host_id
-		having sum(document_bytes) > $1 or count(*) >= $2`, maxDocument-bytes, maxPerHost)
+// room is what a host's document has of environments.
+type room struct {
+	bytes, count int
+}
+
+// fits reports whether there is room for bytes more.
+func (r room) fits(bytes int) bool { return r.bytes+bytes <= maxDocument && r.count < maxPerHost }
+
+// rooms looks into the documents of hosts; nil: of all.
+func rooms(ctx context.Context, db pg.DB, hosts []string) (map[string]room, error) {
+	which, args := "host_id <> ''", []any{}
+	if hosts != nil {
+		which, args = "host_id = any($1)", []any{hosts}
+	}
+	rows, err := db.Query(ctx, "select host_id, sum(document_bytes)::int, count(*)::int from environments where "+which+" and want <> 'deleted' group by host_id", args...)
 	if err != nil {
 		return nil, fmt.Errorf("look for full documents: %w", err)
 	}
-	return pgx.CollectRows(rows, pgx.RowTo[string])
+	all := map[string]room{}
+	var host string
+	var r room
+	_, err = pgx.ForEachRow(rows, []any{&host, &r.bytes, &r.count}, func() error {
+		all[host] = r
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for full documents: %w", err)
+	}
+	return all, nil
 }
 
 // document is what dispatch has for a host.
@@ -193,6 +296,32 @@ func tell(ctx context.Context, tx pg.Tx, e *Environment, at *time.Time, severity
 	return nil
 }
 
+// happening is an event that is to be told now.
+type happening struct {
+	Environment string `json:"environment_id"`
+	Workspace   string `json:"workspace_id"`
+	Severity    string `json:"severity"`
+	Reason      string `json:"reason"`
+	Message     string `json:"message"`
+}
+
+func (e *Environment) happens(reason, message string) happening {
+	return happening{e.ID, e.Workspace, protocol.SeverityNormal, reason, message}
+}
+
+// tellAll is tell for many, in this order.
+func tellAll(ctx context.Context, tx pg.Tx, all []happening) error {
+	if len(all) == 0 {
+		return nil
+	}
+	_, err := tx.Exec(ctx, `insert into environment_events (environment_id, workspace_id, severity, reason, message)
+		select environment_id, workspace_id, severity, reason, message from jsonb_populate_recordset(null::environment_events, $1)`, all)
+	if err != nil {
+		return fmt.Errorf("write events: %w", err)
+	}
+	return nil
+}
+
 func events(ctx context.Context, db pg.DB, id string, after int64) ([]Event, error) {
 	rows, err := db.Query(ctx, `select id, at, severity, reason, message from environment_events
 		where environment_id = $1 and id > $2 order by id limit 500`, id, after)
@@ -218,6 +347,15 @@ type Change struct {
 
 // announce notifies that e changed; its phase was before.
 func announce(ctx context.Context, tx pg.Tx, e *Environment, before string) error {
+	change, err := e.change(before)
+	if err != nil {
+		return err
+	}
+	return pg.Notify(ctx, tx, Changed, change)
+}
+
+// change is the payload of a notification that e changed.
+func (e *Environment) change(before string) (string, error) {
 	ch := Change{ID: e.ID, Workspace: e.Workspace, Name: e.Name, Host: e.Host, At: time.Now().UTC()}
 	if e.Phase != before {
 		ch.Phase, ch.Message = e.Phase, e.Message
@@ -226,10 +364,7 @@ func announce(ctx context.Context, tx pg.Tx, e *Environment, before string) erro
 		}
 	}
 	b, err := json.Marshal(ch)
-	if err != nil {
-		return err
-	}
-	return pg.Notify(ctx, tx, Changed, string(b))
+	return string(b), err
 }
 
 func workspaceName(ctx context.Context, db pg.DB, id string) (name string, err error) {

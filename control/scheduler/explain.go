@@ -30,11 +30,31 @@ func (f *Fleet) explain(r Request) explanation {
 			continue
 		}
 		if len(e.rejected) < MaxRejected {
-			e.rejected = append(e.rejected, Rejection{Host: n.host.ID, Reason: "host " + n.host.Name + ": " + q.reason(n, v)})
+			e.rejected = append(e.rejected, q.rejection(n, v))
 		}
 	}
 	e.looked = len(f.nodes) - e.counts[elsewhere]
 	return e
+}
+
+// passed says for a request that is placed how many hosts were asked, and why some
+// of the others did not do.
+func (f *Fleet) passed(r Request) (looked int, rejected []Rejection) {
+	if cmp.Or(r.Home, r.Require.Host) != "" {
+		return 1, nil // it is bound away from all others
+	}
+	q := f.query(r)
+	for i := range f.nodes[:min(maxLooked, len(f.nodes))] {
+		n := &f.nodes[i]
+		if v := q.judge(n); v != fits && len(rejected) < MaxPassed {
+			rejected = append(rejected, q.rejection(n, v))
+		}
+	}
+	return len(f.nodes), rejected
+}
+
+func (q *query) rejection(n *node, v verdict) Rejection {
+	return Rejection{Host: n.host.ID, Reason: "host " + n.host.Name + ": " + q.reason(n, v)}
 }
 
 // phrases say in a summary how many hosts have which verdict.

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"math/bits"
+	"slices"
 	"strings"
 )
 
@@ -104,6 +105,7 @@ func (f *Fleet) lend(hosts map[string]Host) (back func()) {
 	for id, h := range hosts {
 		if i, known := f.byID[id]; known {
 			old = append(old, f.nodes[i].host)
+			h.GPUs = slices.Clone(h.GPUs) // what is taken meanwhile is not its owner's
 			f.Put(h)
 		}
 	}

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -13,7 +14,8 @@ import (
 // decision need not read it all. It may lag behind; that costs another try and
 // nothing else, for a host is looked at again under its lock. What a decision
 // takes is booked at once, so that those who decide in the same moment do not
-// all run for one host; the next look at the host in the database is the truth.
+// all run for one host; it stays booked until a look at the host in the database
+// that began after its transaction was heard of.
 type live struct {
 	stale chan struct{} // of one: something has changed
 
@@ -21,13 +23,40 @@ type live struct {
 	fleet  *Fleet     // nil: not followed, read the database
 	dirty  map[string]bool
 	all    bool                 // everything is dirty
-	booked map[string]time.Time // hosts, since when
+	booked map[string][]booking // by host
+	places map[string]string    // by workload: the host that is booked for it
+}
+
+// booking is what a decision takes of a host.
+type booking struct {
+	r     Request
+	d     Decision
+	since time.Time
+	known time.Time // when its transaction was heard of; zero: not yet
+}
+
+// committed notes that the transaction that placed a workload on a host has ended
+// well, and that the host is not as it was.
+func (l *live) committed(host, workload string) {
+	l.mu.Lock()
+	for i := range l.booked[host] {
+		if b := &l.booked[host][i]; b.r.Workload == workload {
+			b.known = time.Now()
+		}
+	}
+	l.mu.Unlock()
+	l.changed(host)
 }
 
 // changed notes that a host, or with an empty id anything, is not as it was.
 func (l *live) changed(host string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.note(host)
+}
+
+// note needs mu.
+func (l *live) note(host string) {
 	defer poke(l.stale)
 	if host == "" {
 		l.all = true
@@ -45,24 +74,31 @@ func (l *live) refresh(ctx context.Context, pool *pg.Pool) error {
 	dirty, all := l.dirty, l.all || l.fleet == nil
 	l.dirty, l.all = nil, false
 	l.mu.Unlock()
-	if all || len(dirty) > 100 {
+	if all || len(dirty) > 1000 {
 		return l.reload(ctx, pool)
 	}
-	for host := range dirty {
-		now, err := readHosts(ctx, pool, host)
-		if err != nil {
-			l.changed("")
-			return err
-		}
-		if len(now) == 0 || !l.put(now[0]) { // it came or went: the order by name is another
-			return l.reload(ctx, pool)
-		}
+	if len(dirty) == 0 {
+		return nil
+	}
+	start := time.Now()
+	hosts, err := readHosts(ctx, pool, slices.Collect(maps.Keys(dirty)))
+	if err != nil {
+		l.changed("")
+		return err
+	}
+	same := len(hosts) == len(dirty)
+	for _, h := range hosts {
+		same = l.put(h, start) && same
+	}
+	if !same { // one came or went: the order by name is another
+		return l.reload(ctx, pool)
 	}
 	return nil
 }
 
 func (l *live) reload(ctx context.Context, pool *pg.Pool) error {
-	hosts, err := readHosts(ctx, pool, "")
+	start := time.Now()
+	hosts, err := readHosts(ctx, pool, nil)
 	if err != nil {
 		l.changed("")
 		return err
@@ -70,12 +106,17 @@ func (l *live) reload(ctx context.Context, pool *pg.Pool) error {
 	fleet := NewFleet(hosts)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.fleet, l.booked = fleet, map[string]time.Time{}
+	before := l.booked
+	l.fleet, l.booked, l.places = fleet, map[string][]booking{}, map[string]string{}
+	for host, all := range before {
+		l.rebook(host, all, start)
+	}
 	return nil
 }
 
-// put replaces what is known of a host, if it is known.
-func (l *live) put(h Host) bool {
+// put replaces what is known of a host, if it is known, by what was read since
+// start.
+func (l *live) put(h Host, start time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.fleet == nil { // somebody has stopped following
@@ -85,25 +126,87 @@ func (l *live) put(h Host) bool {
 		return false
 	}
 	l.fleet.Put(h)
-	delete(l.booked, h.ID)
+	l.rebook(h.ID, l.booked[h.ID], start)
 	return true
 }
 
-// book notes what d takes of the followed fleet. It needs mu.
-func (l *live) book(r Request, d Decision) {
-	l.fleet.Take(r, d)
-	l.booked[d.Host] = time.Now()
+// rebook takes again of a host that was read since start what the reader may not
+// have seen. It needs mu.
+func (l *live) rebook(host string, all []booking, start time.Time) {
+	i, known := l.fleet.byID[host]
+	var left []booking
+	for _, b := range all {
+		if !known || !b.known.IsZero() && b.known.Before(start) || l.fleet.nodes[i].host.has(b.d.GPUs) {
+			delete(l.places, b.r.Workload)
+			continue
+		}
+		l.fleet.Take(b.r, b.d)
+		l.places[b.r.Workload] = host
+		left = append(left, b)
+	}
+	delete(l.booked, host)
+	if len(left) > 0 {
+		l.booked[host] = left
+	}
 }
 
-// lapse looks again at hosts with which nothing has happened for so long after a
-// decision: its transaction has failed.
+// has reports whether GPUs, of which there are some, are all taken.
+func (h *Host) has(gpus []string) bool {
+	n := 0
+	for i := range h.GPUs {
+		if h.GPUs[i].Taken && slices.Contains(gpus, h.GPUs[i].UUID) {
+			n++
+		}
+	}
+	return n > 0 && n == len(gpus)
+}
+
+// book notes what d takes of the followed fleet, and takes it if that is not done
+// yet. It needs mu.
+func (l *live) book(r Request, d Decision, take bool) {
+	if take {
+		l.fleet.Take(r, d)
+	}
+	l.booked[d.Host] = append(l.booked[d.Host], booking{r: r, d: d, since: time.Now()})
+	l.places[r.Workload] = d.Host
+}
+
+// unbook gives back what was booked for a workload, as its transaction came to
+// nothing. It needs mu.
+func (l *live) unbook(workload string) {
+	host, booked := l.places[workload]
+	if !booked {
+		return
+	}
+	l.booked[host] = slices.DeleteFunc(l.booked[host], func(b booking) bool {
+		mine := b.r.Workload == workload
+		if mine && l.fleet != nil {
+			l.fleet.Give(b.r, b.d)
+		}
+		return mine
+	})
+	delete(l.places, workload)
+	l.note(host) // somebody else may have got it
+}
+
+// lapse looks again at hosts of whose transaction nothing was heard for so long
+// after the decision: it has failed.
 func (l *live) lapse(after time.Duration) {
 	l.mu.Lock()
 	var late []string
-	for host, since := range l.booked {
-		if time.Since(since) > after {
-			late = append(late, host)
+	for host, all := range l.booked {
+		left := slices.DeleteFunc(all, func(b booking) bool {
+			old := time.Since(b.since) > after
+			if old {
+				delete(l.places, b.r.Workload)
+			}
+			return old
+		})
+		if l.booked[host] = left; len(left) == 0 {
 			delete(l.booked, host)
+		}
+		if len(left) < len(all) {
+			late = append(late, host)
 		}
 	}
 	l.mu.Unlock()
@@ -130,7 +233,7 @@ func (l *live) with(ctx context.Context, db pg.DB, fn func(f *Fleet, followed bo
 		return nil
 	}
 	l.mu.Unlock()
-	hosts, err := readHosts(ctx, db, "")
+	hosts, err := readHosts(ctx, db, nil)
 	if err == nil {
 		fn(NewFleet(hosts), false)
 	}

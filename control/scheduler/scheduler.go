@@ -49,6 +49,7 @@ type Request struct {
 	Home      string            `json:"home,omitempty"`   // id of the host that keeps its files: it goes nowhere else
 	Avoid     []string          `json:"-"`                // ids of hosts that cannot take one more workload of this kind
 	Strategy  Strategy          `json:"strategy,omitempty"`
+	New       bool              `json:"-"` // has nothing yet and does not wait; should it be one that never can be served, it is not kept
 }
 
 // Affinity binds a request to hosts. Empty fields bind to nothing.
@@ -108,16 +109,21 @@ type Decision struct {
 	Strategy Strategy    `json:"strategy"`
 	Looked   int         `json:"looked"`             // hosts looked at
 	Summary  string      `json:"summary"`            // one sentence
-	Rejected []Rejection `json:"rejected,omitempty"` // at most MaxRejected of the hosts that do not fit
+	Rejected []Rejection `json:"rejected,omitempty"` // some of the hosts that do not fit: at most MaxRejected, for who is placed MaxPassed
 	Never    bool        `json:"never,omitempty"`    // not even an empty fleet could serve it; Summary says what to do
 }
 
 // Placed reports whether a host was found.
 func (d Decision) Placed() bool { return d.Host != "" }
 
-// MaxRejected bounds how many rejected hosts a Decision lists; its summary
-// counts them all.
-const MaxRejected = 100
+// MaxRejected and MaxPassed bound how many rejected hosts a Decision lists. The
+// summary of one that waits counts them all; for one that is placed no more than
+// maxLooked hosts are asked why not they.
+const (
+	MaxRejected = 100
+	MaxPassed   = 10
+	maxLooked   = 200
+)
 
 // Rejection is why a host does not do.
 type Rejection struct {
@@ -135,11 +141,14 @@ func Place(r Request, hosts []Host) Decision {
 // not get.
 func (f *Fleet) Decide(r Request) Decision {
 	d := f.Place(r)
+	if d.Placed() {
+		d.Looked, d.Rejected = f.passed(r)
+		d.Summary = placedSentence(r, d)
+		return d
+	}
 	e := f.explain(r)
 	d.Looked, d.Rejected = e.looked, e.rejected
 	switch {
-	case d.Placed():
-		d.Summary = placedSentence(r, d)
 	case e.never:
 		d.Never, d.Summary = true, f.neverSentence(r, e)
 	default:

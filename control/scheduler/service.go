@@ -1,13 +1,11 @@
 package scheduler
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/remotegpu/remotegpu/control/audit"
 	"github.com/remotegpu/remotegpu/control/auth"
@@ -27,9 +25,9 @@ type Service struct {
 	retry map[string]Retry
 }
 
-// Retry gives a waiting workload another try, in a transaction of its owner
-// that calls Place.
-type Retry func(ctx context.Context, workload string) error
+// Retry gives waiting workloads another try, in a transaction of their owner
+// that calls PlaceAll.
+type Retry func(ctx context.Context, workloads []string) error
 
 // New returns the service; workloads of a kind wait in its queue once their
 // module has called Retries.
@@ -51,102 +49,72 @@ const (
 	outcomeRefused = "refused"
 )
 
-// attempts is how many hosts are tried that others fill up meanwhile.
-const attempts = 16
+// attempts is how many hosts are tried that others fill up meanwhile, the first
+// of them, patience, by the strategy.
+const (
+	attempts = 16
+	patience = 2
+)
 
 // Place finds a host for r and allocates what it asks, in the caller's
 // transaction; else r waits in the queue. A workload that has its allocation
 // already keeps it. The caller has locked its workload's row.
 func (s *Service) Place(ctx context.Context, tx pg.Tx, r Request) (Decision, error) {
-	if d, err := held(ctx, tx, r.Workload); err != nil || d.Placed() {
-		return d, err
-	}
-	start := time.Now()
-	set, err := settings(ctx, tx)
+	all, err := s.PlaceAll(ctx, tx, []Request{r})
 	if err != nil {
 		return Decision{}, err
 	}
-	asked := r
-	r.Strategy = cmp.Or(r.Strategy, set.Strategy)
-	d, err := s.settle(ctx, tx, r, set.last)
+	return all[0], nil
+}
+
+// record writes queue and history of those that were settled. A request that
+// waits for the same reason as before is no news, and one that is new and can
+// never be served is not kept.
+func record(ctx context.Context, tx pg.Tx, settled []entry) error {
+	var placed, waiting []entry
+	var news, queued []string
+	for _, e := range settled {
+		switch {
+		case e.d.Placed():
+			e.outcome = outcomePlaced
+			placed, news = append(placed, e), append(news, e.d.Host+" "+e.r.Workload)
+			if !e.r.New {
+				queued = append(queued, e.r.Workload)
+			}
+		case !e.d.Never:
+			e.outcome = outcomeWaiting
+			waiting = append(waiting, e)
+		case !e.r.New:
+			e.outcome = outcomeRefused
+			waiting = append(waiting, e)
+		}
+	}
+	waited, err := dequeue(ctx, tx, queued)
 	if err != nil {
-		return Decision{}, err
-	}
-	return d, record(ctx, tx, asked, d, time.Since(start))
-}
-
-// settle decides until the chosen host, looked at again under its lock, still
-// has what was seen.
-func (s *Service) settle(ctx context.Context, tx pg.Tx, r Request, last string) (Decision, error) {
-	seen := map[string]Host{} // under their locks: nobody changes them before we are done
-	for range attempts {
-		d, err := s.decide(ctx, tx, r, last, seen)
-		if err != nil || !d.Placed() {
-			return d, err
-		}
-		now, err := lockHost(ctx, tx, d.Host)
-		if err != nil {
-			return Decision{}, err
-		}
-		now.Name = d.HostName // which a host that was retired meanwhile has lost
-		seen[now.ID] = now
-		one := Place(r, []Host{now})
-		if !one.Placed() {
-			s.live.changed(now.ID)
-			continue
-		}
-		d.GPUs = one.GPUs
-		if ok, err := allocate(ctx, tx, r, d); err != nil || ok {
-			return d, err
-		}
-	}
-	return Decision{}, errs.Ef(errs.Unavailable, "Hosts fill up faster than %s can be placed; try again.", r.what())
-}
-
-// decide looks at the fleet as it is known, and at hosts that were seen closer.
-func (s *Service) decide(ctx context.Context, tx pg.Tx, r Request, last string, seen map[string]Host) (d Decision, err error) {
-	err = s.live.with(ctx, tx, func(f *Fleet, followed bool) {
-		back := f.lend(seen) // what others see comes by notification alone, in the order of commits
-		f.After(last)
-		d = f.Decide(r)
-		if back(); followed && d.Placed() {
-			s.live.book(r, d)
-		}
-	})
-	return d, err
-}
-
-// record writes queue and history. A request that waits for the same reason as
-// before is no news.
-func record(ctx context.Context, tx pg.Tx, r Request, d Decision, took time.Duration) error {
-	if d.Placed() {
-		waited, err := dequeue(ctx, tx, r.Workload)
-		if err != nil {
-			return err
-		}
-		if err := insertPlacement(ctx, tx, r, d, outcomePlaced, waited, took); err != nil {
-			return err
-		}
-		return pg.Notify(ctx, tx, capacityChanged, d.Host)
-	}
-	news, err := enqueue(ctx, tx, r, d)
-	if err != nil || !news {
 		return err
 	}
-	outcome := outcomeWaiting
-	if d.Never {
-		outcome = outcomeRefused
+	for i := range placed {
+		placed[i].waited = waited[placed[i].r.Workload]
 	}
-	if err := insertPlacement(ctx, tx, r, d, outcome, 0, took); err != nil {
+	if waiting, err = enqueue(ctx, tx, waiting); err != nil {
 		return err
 	}
-	return pg.Notify(ctx, tx, capacityChanged, somebodyWaits) // what became free meanwhile is for r too
+	if len(waiting) > 0 {
+		news = append(news, somebodyWaits) // what became free meanwhile is for them too
+	}
+	if len(news) == 0 {
+		return nil
+	}
+	if err := insertPlacements(ctx, tx, append(placed, waiting...)); err != nil {
+		return err
+	}
+	return pg.NotifyAll(ctx, tx, capacityChanged, news)
 }
 
 // Release gives back what a workload has, and takes it out of the queue. It is
 // no error if there is nothing.
 func Release(ctx context.Context, tx pg.Tx, workload string) error {
-	if _, err := dequeue(ctx, tx, workload); err != nil {
+	if _, err := dequeue(ctx, tx, []string{workload}); err != nil {
 		return err
 	}
 	host, err := deallocate(ctx, tx, workload)

@@ -108,11 +108,20 @@ func TestDatabaseForbidsTwice(t *testing.T) {
 		t.Errorf("a GPU was given twice: %v", err)
 	}
 	err = pg.InTx(t.Context(), f.pool, func(tx pg.Tx) error {
-		ok, err := allocate(t.Context(), tx, Request{Workload: "env_3"}, d)
-		if ok {
-			t.Error("allocate says that a taken GPU is free")
+		both := []string{d.GPUs[0], "GPU-a-1"}
+		taken, err := allocate(t.Context(), tx, []Request{{Workload: "env_3"}, {Workload: "env_4"}}, []Decision{{Host: "host_a", GPUs: both}, {Host: "host_a"}}, []int{0, 1})
+		if !slices.Equal(taken, []int{0}) {
+			t.Errorf("allocate says that %v of two have not got theirs, want the first", taken)
 		}
-		return err // the transaction must still be of use
+		if err != nil {
+			return err
+		}
+		var left []string // the transaction must still be of use
+		err = tx.QueryRow(t.Context(), "select array_agg(workload order by workload) from host_allocations").Scan(&left)
+		if !slices.Equal(left, []string{"env_1", "env_2", "env_4"}) {
+			t.Errorf("allocations of %v", left)
+		}
+		return err
 	})
 	if err != nil {
 		t.Error(err)
@@ -220,10 +229,12 @@ func TestQueueOrder(t *testing.T) {
 		f.place(Request{Workload: fmt.Sprint("env_", i+1), GPUs: 1, Priority: priority})
 	}
 	var order []string
-	f.Retries("env_", func(_ context.Context, workload string) error {
-		if f.place(Request{Workload: workload, GPUs: 1}).Placed() {
-			order = append(order, workload)
-			f.release(workload)
+	f.Retries("env_", func(_ context.Context, workloads []string) error {
+		for _, workload := range workloads {
+			if f.place(Request{Workload: workload, GPUs: 1}).Placed() {
+				order = append(order, workload)
+				f.release(workload)
+			}
 		}
 		return nil
 	})
@@ -272,12 +283,17 @@ func TestWaitingIsServedByNotification(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t)
 	served := make(chan string, 10)
-	f.Retries("env_", func(ctx context.Context, workload string) error {
-		d, err := f.tryPlace(ctx, Request{Workload: workload, GPUs: 1})
-		if d.Placed() {
-			served <- d.HostName
+	f.Retries("env_", func(ctx context.Context, workloads []string) error {
+		for _, workload := range workloads {
+			d, err := f.tryPlace(ctx, Request{Workload: workload, GPUs: 1})
+			if err != nil {
+				return err
+			}
+			if d.Placed() {
+				served <- d.HostName
+			}
 		}
-		return err
+		return nil
 	})
 	go f.Run(t.Context())
 	go f.Lead(t.Context())

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -12,7 +13,7 @@ import (
 
 // Notification channels: the payload is the id of a host.
 const (
-	capacityChanged = "capacity_changed" // something was allocated or given back
+	capacityChanged = "capacity_changed" // something was given back, or, after a space, the workload that has something now
 	hostChanged     = "host_changed"     // the host itself; sent by module host
 
 	somebodyWaits = "queue" // payload in place of a host
@@ -56,28 +57,43 @@ func setStrategy(ctx context.Context, tx pg.Tx, to Strategy) (before Strategy, e
 	return before, err
 }
 
-// held returns what a workload has already.
-func held(ctx context.Context, db pg.DB, workload string) (d Decision, err error) {
-	err = db.QueryRow(ctx, `select a.host_id, h.name, array(select g.gpu from gpu_allocations g where g.workload = a.workload order by g.gpu)
-		from host_allocations a join hosts h on h.id = a.host_id where a.workload = $1`, workload).Scan(&d.Host, &d.HostName, &d.GPUs)
-	if pg.IsNone(err) {
-		return Decision{}, nil
+// held returns what workloads have already.
+func held(ctx context.Context, db pg.DB, workloads []string) (map[string]Decision, error) {
+	if len(workloads) == 0 {
+		return nil, nil
 	}
+	rows, err := db.Query(ctx, `select a.workload, a.host_id, h.name, array(select g.gpu from gpu_allocations g where g.workload = a.workload order by g.gpu)
+		from host_allocations a join hosts h on h.id = a.host_id where a.workload = any($1)`, workloads)
 	if err != nil {
-		return Decision{}, fmt.Errorf("read allocation: %w", err)
+		return nil, fmt.Errorf("read allocations: %w", err)
 	}
-	d.Summary = "Stays on host " + d.HostName + "."
-	return d, nil
+	all := map[string]Decision{}
+	var workload string
+	var d Decision
+	_, err = pgx.ForEachRow(rows, []any{&workload, &d.Host, &d.HostName, &d.GPUs}, func() error {
+		d.Summary = "Stays on host " + d.HostName + "."
+		all[workload] = d
+		d.GPUs = nil
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read allocations: %w", err)
+	}
+	return all, nil
 }
 
-// readHosts returns the hosts that are not retired, or the one with that id,
-// by name.
-func readHosts(ctx context.Context, db pg.DB, id string) ([]Host, error) {
+// readHosts returns the hosts that are not retired, by name: all, or with ids
+// those among them.
+func readHosts(ctx context.Context, db pg.DB, ids []string) ([]Host, error) {
+	of, which, args := "", "", []any{}
+	if ids != nil { // texts of their own: one plan would read all for one
+		of, which, args = "where host_id = any($1)", "and h.id = any($1)", []any{ids}
+	}
 	rows, err := db.Query(ctx, `select h.id, h.name, h.os, h.arch, h.labels, h.state, h.online, h.cpus, h.memory, h.disk,
 			coalesce(a.milli_cpu, 0), coalesce(a.memory, 0), coalesce(a.disk, 0)
 		from hosts h left join (select host_id, sum(milli_cpu)::bigint milli_cpu, sum(memory)::bigint memory, sum(disk)::bigint disk
-			from host_allocations where $1 = '' or host_id = $1 group by host_id) a on a.host_id = h.id
-		where h.state <> 'retired' and ($1 = '' or h.id = $1) order by h.name`, id)
+			from host_allocations `+of+` group by host_id) a on a.host_id = h.id
+		where h.state <> 'retired' `+which+` order by h.name`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read hosts: %w", err)
 	}
@@ -85,7 +101,7 @@ func readHosts(ctx context.Context, db pg.DB, id string) ([]Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read hosts: %w", err)
 	}
-	return hosts, readGPUs(ctx, db, id, hosts)
+	return hosts, readGPUs(ctx, db, ids, hosts)
 }
 
 func scanHost(row pgx.CollectableRow) (h Host, err error) {
@@ -116,7 +132,11 @@ func stateOf(state string, online bool) State {
 	return Ready
 }
 
-func readGPUs(ctx context.Context, db pg.DB, host string, hosts []Host) error {
+func readGPUs(ctx context.Context, db pg.DB, ids []string, hosts []Host) error {
+	which, args := "", []any{}
+	if ids != nil {
+		which, args = "and g.host_id = any($1)", []any{ids}
+	}
 	place := make(map[string]int, len(hosts))
 	for i := range hosts {
 		place[hosts[i].ID] = i
@@ -124,7 +144,7 @@ func readGPUs(ctx context.Context, db pg.DB, host string, hosts []Host) error {
 	rows, err := db.Query(ctx, `select g.host_id, g.uuid, g.index, g.name, g.memory, g.numa_node, g.links,
 			g.healthy and not g.maintenance, a.gpu is not null
 		from gpus g left join gpu_allocations a on a.gpu = g.uuid
-		where g.present and ($1 = '' or g.host_id = $1) order by g.host_id, g.index`, host)
+		where g.present `+which+` order by g.host_id, g.index`, args...)
 	if err != nil {
 		return fmt.Errorf("read GPUs: %w", err)
 	}
@@ -142,42 +162,74 @@ func readGPUs(ctx context.Context, db pg.DB, host string, hosts []Host) error {
 	return rows.Err()
 }
 
-// lockHost keeps others from allocating on a host and returns it as it is now.
-func lockHost(ctx context.Context, tx pg.Tx, id string) (Host, error) {
-	if _, err := tx.Exec(ctx, "select from hosts where id = $1 for no key update", id); err != nil {
-		return Host{}, fmt.Errorf("lock host: %w", err)
+// lockHosts keeps others from allocating on hosts and returns them as they are
+// now, but for those that were retired meanwhile.
+func lockHosts(ctx context.Context, tx pg.Tx, ids []string) ([]Host, error) {
+	if _, err := tx.Exec(ctx, "select from hosts where id = any($1) order by id for no key update", ids); err != nil {
+		return nil, fmt.Errorf("lock hosts: %w", err)
 	}
-	hosts, err := readHosts(ctx, tx, id)
-	if err != nil {
-		return Host{}, err
-	}
-	if len(hosts) == 0 {
-		return Host{ID: id, State: Offline}, nil // it has been retired meanwhile
-	}
-	return hosts[0], nil
+	return readHosts(ctx, tx, ids)
 }
 
-// allocate writes what d gives to r. It is false, and nothing is written, when
-// somebody else has one of the GPUs.
-func allocate(ctx context.Context, tx pg.Tx, r Request, d Decision) (ok bool, err error) {
-	sub, err := tx.Begin(ctx)
+// allocate writes what was decided for those requests. Of a request that it
+// returns nothing is written: somebody else has one of its GPUs.
+func allocate(ctx context.Context, tx pg.Tx, all []Request, out []Decision, these []int) (taken []int, err error) {
+	if len(these) == 0 {
+		return nil, nil
+	}
+	type row struct {
+		Workload  string `json:"workload"`
+		Workspace string `json:"workspace_id"`
+		Host      string `json:"host_id"`
+		MilliCPU  uint64 `json:"milli_cpu"`
+		Memory    uint64 `json:"memory"`
+		Disk      uint64 `json:"disk"`
+	}
+	rows := make([]row, 0, len(these))
+	var gpus, hosts, workloads []string
+	for _, i := range these {
+		r, d := all[i], out[i]
+		rows = append(rows, row{r.Workload, r.Workspace, d.Host, r.MilliCPU, r.Memory, r.Disk})
+		for _, gpu := range d.GPUs {
+			gpus, hosts, workloads = append(gpus, gpu), append(hosts, d.Host), append(workloads, r.Workload)
+		}
+	}
+	_, err = tx.Exec(ctx, `insert into host_allocations (workload, workspace_id, host_id, milli_cpu, memory, disk)
+		select workload, workspace_id, host_id, milli_cpu, memory, disk from jsonb_populate_recordset(null::host_allocations, $1)`, rows)
 	if err != nil {
-		return false, err
+		return nil, fmt.Errorf("allocate hosts: %w", err)
 	}
-	defer sub.Rollback(ctx) // after Commit it does nothing
-	_, err = sub.Exec(ctx, `insert into host_allocations (workload, workspace_id, host_id, milli_cpu, memory, disk)
-		values ($1, $2, $3, $4, $5, $6)`, r.Workload, r.Workspace, d.Host, int64(r.MilliCPU), int64(r.Memory), int64(r.Disk))
+	if len(gpus) == 0 {
+		return nil, nil
+	}
+	tag, err := tx.Exec(ctx, `insert into gpu_allocations (gpu, host_id, workload)
+		select gpu, host, workload from unnest($1::text[], $2::text[], $3::text[]) t(gpu, host, workload) order by gpu on conflict (gpu) do nothing`, gpus, hosts, workloads)
 	if err != nil {
-		return false, fmt.Errorf("allocate host: %w", err)
+		return nil, fmt.Errorf("allocate GPUs: %w", err)
 	}
-	_, err = sub.Exec(ctx, "insert into gpu_allocations (gpu, host_id, workload) select unnest($1::text[]), $2, $3", d.GPUs, d.Host, r.Workload)
-	if pg.IsUnique(err, "gpu_allocations_pkey") {
-		return false, nil
+	if tag.RowsAffected() == int64(len(gpus)) {
+		return nil, nil
 	}
+	return deallocateTorn(ctx, tx, all, out, these)
+}
+
+// deallocateTorn takes from requests that got not all of their GPUs what they got.
+func deallocateTorn(ctx context.Context, tx pg.Tx, all []Request, out []Decision, these []int) (taken []int, err error) {
+	workloads, counts := make([]string, len(these)), make([]int32, len(these))
+	place := map[string]int{}
+	for k, i := range these {
+		workloads[k], counts[k], place[all[i].Workload] = all[i].Workload, int32(len(out[i].GPUs)), i
+	}
+	rows, err := tx.Query(ctx, `delete from host_allocations a using unnest($1::text[], $2::int[]) t(workload, gpus)
+		where a.workload = t.workload and t.gpus <> (select count(*) from gpu_allocations g where g.workload = a.workload) returning a.workload`, workloads, counts)
 	if err != nil {
-		return false, fmt.Errorf("allocate GPUs: %w", err)
+		return nil, fmt.Errorf("release allocations: %w", err)
 	}
-	return true, sub.Commit(ctx)
+	torn, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	for _, workload := range torn {
+		taken = append(taken, place[workload])
+	}
+	return taken, err
 }
 
 func deallocate(ctx context.Context, tx pg.Tx, workload string) (host string, err error) {
@@ -191,28 +243,65 @@ func deallocate(ctx context.Context, tx pg.Tx, workload string) (host string, er
 	return host, nil // its GPUs went by cascade
 }
 
-// enqueue lets r wait and reports whether the reason is a new one.
-func enqueue(ctx context.Context, tx pg.Tx, r Request, d Decision) (news bool, err error) {
-	var before string
-	err = tx.QueryRow(ctx, "select summary from placement_queue where workload = $1 for update", r.Workload).Scan(&before)
-	if err != nil && !pg.IsNone(err) {
-		return false, fmt.Errorf("read queue: %w", err)
-	}
-	_, err = tx.Exec(ctx, `insert into placement_queue (workload, workspace_id, request, priority, summary, rejected) values ($1, $2, $3, $4, $5, $6)
-		on conflict (workload) do update set request = excluded.request, priority = excluded.priority, tried_at = now(),
-			summary = excluded.summary, rejected = excluded.rejected`,
-		r.Workload, r.Workspace, r, r.Priority, d.Summary, nonNil(d.Rejected))
-	if err != nil {
-		return false, fmt.Errorf("write queue: %w", err)
-	}
-	return before != d.Summary, nil
+// entry is a settled request, for queue and history.
+type entry struct {
+	r            Request
+	d            Decision
+	outcome      string
+	waited, took time.Duration
 }
 
-// dequeue returns how long the workload has waited.
-func dequeue(ctx context.Context, tx pg.Tx, workload string) (waited time.Duration, err error) {
-	err = tx.QueryRow(ctx, "delete from placement_queue where workload = $1 returning clock_timestamp() - since", workload).Scan(&waited)
-	if err != nil && !pg.IsNone(err) {
-		return 0, fmt.Errorf("leave queue: %w", err)
+// enqueue lets requests wait and returns those whose reason is a new one.
+func enqueue(ctx context.Context, tx pg.Tx, all []entry) ([]entry, error) {
+	if len(all) == 0 {
+		return nil, nil
+	}
+	type row struct {
+		Workload  string      `json:"workload"`
+		Workspace string      `json:"workspace_id"`
+		Request   Request     `json:"request"`
+		Priority  int         `json:"priority"`
+		Summary   string      `json:"summary"`
+		Rejected  []Rejection `json:"rejected"`
+	}
+	queued := make([]row, len(all))
+	for i, e := range all {
+		queued[i] = row{e.r.Workload, e.r.Workspace, e.r, e.r.Priority, e.d.Summary, nonNil(e.d.Rejected)}
+	}
+	rows, err := tx.Query(ctx, `with now as (select * from jsonb_populate_recordset(null::placement_queue, $1)),
+		put as (insert into placement_queue (workload, workspace_id, request, priority, since, summary, rejected)
+			select workload, workspace_id, request, priority, clock_timestamp(), summary, rejected from now
+			on conflict (workload) do update set request = excluded.request, priority = excluded.priority, tried_at = now(),
+				summary = excluded.summary, rejected = excluded.rejected)
+		select now.workload from now left join placement_queue q on q.workload = now.workload where q.summary is distinct from now.summary`, queued)
+	if err != nil {
+		return nil, fmt.Errorf("write queue: %w", err)
+	}
+	news, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("write queue: %w", err)
+	}
+	return slices.DeleteFunc(all, func(e entry) bool { return !slices.Contains(news, e.r.Workload) }), nil
+}
+
+// dequeue returns how long workloads have waited.
+func dequeue(ctx context.Context, tx pg.Tx, workloads []string) (waited map[string]time.Duration, err error) {
+	if len(workloads) == 0 {
+		return nil, nil
+	}
+	rows, err := tx.Query(ctx, "delete from placement_queue where workload = any($1) returning workload, clock_timestamp() - since", workloads)
+	if err != nil {
+		return nil, fmt.Errorf("leave queue: %w", err)
+	}
+	waited = map[string]time.Duration{}
+	var workload string
+	var so time.Duration
+	_, err = pgx.ForEachRow(rows, []any{&workload, &so}, func() error {
+		waited[workload] = so
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("leave queue: %w", err)
 	}
 	return waited, nil
 }
@@ -234,16 +323,30 @@ type waiting struct {
 	summary string
 }
 
-func insertPlacement(ctx context.Context, db pg.DB, r Request, d Decision, outcome string, waited, took time.Duration) error {
-	gpus := d.GPUs
-	if gpus == nil {
-		gpus = []string{}
+func insertPlacements(ctx context.Context, db pg.DB, all []entry) error {
+	type row struct {
+		Workload   string      `json:"workload"`
+		Workspace  string      `json:"workspace_id"`
+		Outcome    string      `json:"outcome"`
+		Host       string      `json:"host_id"`
+		GPUs       []string    `json:"gpus"`
+		Strategy   Strategy    `json:"strategy"`
+		Looked     int         `json:"looked"`
+		Summary    string      `json:"summary"`
+		Rejected   []Rejection `json:"rejected"`
+		WaitedMS   int64       `json:"waited_ms"`
+		DecisionUS int64       `json:"decision_us"`
+	}
+	rows := make([]row, len(all))
+	for i, e := range all {
+		rows[i] = row{e.r.Workload, e.r.Workspace, e.outcome, e.d.Host, nonNil(e.d.GPUs), e.d.Strategy, e.d.Looked,
+			e.d.Summary, nonNil(e.d.Rejected), e.waited.Milliseconds(), e.took.Microseconds()}
 	}
 	_, err := db.Exec(ctx, `insert into placements (workload, workspace_id, outcome, host_id, gpus, strategy, looked, summary, rejected, waited_ms, decision_us)
-		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`, r.Workload, r.Workspace, outcome, d.Host, gpus, string(d.Strategy), d.Looked,
-		d.Summary, nonNil(d.Rejected), waited.Milliseconds(), took.Microseconds())
+		select workload, workspace_id, outcome, host_id, gpus, strategy, looked, summary, rejected, waited_ms, decision_us
+		from jsonb_populate_recordset(null::placements, $1)`, rows)
 	if err != nil {
-		return fmt.Errorf("write placement: %w", err)
+		return fmt.Errorf("write placements: %w", err)
 	}
 	return nil
 }
@@ -262,9 +365,9 @@ func prune(ctx context.Context, db pg.DB, older time.Duration) error {
 	return err
 }
 
-func nonNil(r []Rejection) []Rejection {
-	if r == nil {
-		return []Rejection{}
+func nonNil[T any](s []T) []T {
+	if s == nil {
+		return []T{}
 	}
-	return r
+	return s
 }

@@ -3,6 +3,8 @@ package scheduler
 import (
 	"cmp"
 	"context"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -10,6 +12,9 @@ import (
 
 	"github.com/remotegpu/remotegpu/control/pg"
 )
+
+// MaxTogether is how many are placed in one transaction: hosts are locked so long.
+const MaxTogether = 100
 
 const (
 	retryTick  = 30 * time.Second    // whoever waits is tried again at least so often
@@ -22,12 +27,16 @@ const (
 // changes.
 func (s *Service) Run(ctx context.Context) error {
 	defer s.live.drop()
-	heard := func(host string) {
-		if host == somebodyWaits {
+	heard := func(payload string) {
+		host, workload, placed := strings.Cut(payload, " ")
+		switch {
+		case host == somebodyWaits:
 			poke(s.wake)
-			return
+		case placed:
+			s.live.committed(host, workload)
+		default:
+			s.live.changed(host)
 		}
-		s.live.changed(host)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return pg.Listen(ctx, s.pool, capacityChanged, heard) })
@@ -75,6 +84,7 @@ func (s *Service) Lead(ctx context.Context) error {
 	defer tick.Stop()
 	pruned := time.Now()
 	for {
+		start := time.Now()
 		if err := s.Turn(ctx); err != nil && ctx.Err() == nil {
 			s.log.Error("retry what waits", "err", err)
 		}
@@ -83,6 +93,11 @@ func (s *Service) Lead(ctx context.Context) error {
 			if err := prune(ctx, s.pool, keepFor); err != nil && ctx.Err() == nil {
 				s.log.Error("prune placements", "err", err)
 			}
+		}
+		select { // however often capacity changes: half of the time is for others
+		case <-ctx.Done():
+			return nil
+		case <-time.After(min(time.Since(start), time.Second)):
 		}
 		select {
 		case <-ctx.Done():
@@ -110,6 +125,7 @@ func (s *Service) Turn(ctx context.Context) error {
 		return err
 	}
 	f.After(set.last)
+	var due []string
 	for _, w := range all {
 		w.Strategy = cmp.Or(w.Strategy, set.Strategy)
 		d := f.Decide(w.Request)
@@ -117,24 +133,31 @@ func (s *Service) Turn(ctx context.Context) error {
 			continue
 		}
 		f.Take(w.Request, d)
-		if err := s.again(ctx, w.Workload); err != nil && ctx.Err() == nil {
-			s.log.Error("retry placement", "workload", w.Workload, "err", err)
-		}
+		due = append(due, w.Workload)
+	}
+	for some := range slices.Chunk(due, MaxTogether) {
+		s.again(ctx, some)
 	}
 	return nil
 }
 
-func (s *Service) again(ctx context.Context, workload string) error {
+// again lets the owners of workloads try.
+func (s *Service) again(ctx context.Context, workloads []string) {
 	s.mu.Lock()
-	var fn Retry
-	for prefix, f := range s.retry {
-		if strings.HasPrefix(workload, prefix) {
-			fn = f
+	owners := maps.Clone(s.retry)
+	s.mu.Unlock()
+	for prefix, retry := range owners {
+		var own []string
+		for _, w := range workloads {
+			if strings.HasPrefix(w, prefix) {
+				own = append(own, w)
+			}
+		}
+		if len(own) == 0 {
+			continue
+		}
+		if err := retry(ctx, own); err != nil && ctx.Err() == nil {
+			s.log.Error("retry placement", "workloads", len(own), "err", err)
 		}
 	}
-	s.mu.Unlock()
-	if fn == nil {
-		return nil
-	}
-	return fn(ctx, workload)
 }
