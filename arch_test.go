@@ -44,7 +44,8 @@ var wholes = []string{"control/servertest", "e2e"}
 var layers = map[string][][]string{
 	"protocol": {
 		{"protocol"},
-		{"protocol/resume", "protocol/sshd", "protocol/tunnel"},
+		{"protocol/ahead", "protocol/resume", "protocol/tunnel"},
+		{"protocol/sshd"},
 	},
 	"broker": {{"broker"}, {"broker/external"}},
 	"control": {

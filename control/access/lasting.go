@@ -60,6 +60,9 @@ func (l lastingStream) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// ReadsAhead says that nobody listens in between.
+func (lastingStream) ReadsAhead() {}
+
 // openAttached opens a stream and tells the helper who comes for which session.
 func (s *Service) openAttached(ctx context.Context, c auth.Caller, env environment.Environment, a protocol.Attach) (*tunnel.Conn, error) {
 	up, err := s.open(ctx, c, env, protocol.StreamHeader{Kind: protocol.StreamSession})

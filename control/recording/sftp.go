@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+
+	"github.com/remotegpu/remotegpu/protocol/ahead"
 )
 
 // SFTP listens to both directions of an SFTP version 3 connection
@@ -26,6 +28,7 @@ type request struct {
 	line   string // told when it is granted; of an open, the path
 	handle string
 	write  bool
+	got    uint64 // of an open: what came before its handle
 }
 
 func (r request) size() int { return entrySize + len(r.line) + len(r.handle) }
@@ -106,12 +109,12 @@ func (s *SFTP) ask(head []byte) {
 	case sftpOpen:
 		r.line = p.text()
 		r.write = p.u32()&0x1a != 0 // WRITE, CREAT, TRUNC
-	case sftpClose:
+	case sftpClose, ahead.TypeQuietClose:
 		s.shut(p.text(), "")
 		return
 	case sftpRead:
 		r.handle = p.text()
-	case sftpWrite:
+	case sftpWrite, ahead.TypeQuietWrite:
 		if f := s.files[p.text()]; f != nil && len(p.rest) >= 12 {
 			f.sent += uint64(binary.BigEndian.Uint32(p.rest[8:]))
 		}
@@ -174,7 +177,7 @@ func (r request) verb() string {
 
 // open follows a file until it is shut.
 func (s *SFTP) open(handle string, r request) {
-	f := &file{path: r.line}
+	f := &file{path: r.line, got: r.got}
 	s.shut(handle, ", not closed")
 	if len(handle) > maxHandle || s.kept+f.size(handle) > maxKept {
 		s.unfollowed(r, tooMuch)
@@ -215,6 +218,11 @@ func (s *SFTP) answer(head []byte) {
 	id := p.u32()
 	r, known := s.asked[id]
 	if !known || p.short {
+		return
+	}
+	if head[0] == ahead.TypeData && r.kind == sftpOpen { // its answer follows
+		r.got += uint64(p.u32())
+		s.asked[id] = r
 		return
 	}
 	delete(s.asked, id)

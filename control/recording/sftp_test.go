@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/pkg/sftp"
+
+	"github.com/remotegpu/remotegpu/protocol/ahead"
 )
 
 // tap copies from one end to the other and shows what passes.
@@ -96,6 +98,31 @@ func steps(t *testing.T, c *sftp.Client, dir, data string) {
 		}
 	}
 	_ = c.Remove(dir + "/none")
+}
+
+// TestSFTPTellsWhatIsReadAhead: what package ahead says in other words is told as
+// well, or a client that says it itself could hide it.
+func TestSFTPTellsWhatIsReadAhead(t *testing.T) {
+	t.Parallel()
+	var lines []string
+	s := NewSFTP(func(line string) { lines = append(lines, line) })
+	open := func(path string, flags byte) []byte {
+		return append(sftpPacket(sftpOpen, 1, path), 0, 0, 0, flags, 0, 0, 0, 0)
+	}
+	whole := func(p []byte) []byte { binary.BigEndian.PutUint32(p, uint32(len(p)-4)); return p }
+	s.FromClient(whole(open("read", 1)))
+	s.FromServer(whole(sftpPacket(ahead.TypeData, 1, "content")))
+	s.FromServer(whole(sftpPacket(sftpHandle, 1, "h")))
+	s.FromClient(whole(sftpPacket(ahead.TypeQuietClose, 2, "h")))
+	s.FromClient(whole(open("written", 2)))
+	s.FromServer(whole(sftpPacket(sftpHandle, 1, "h")))
+	s.FromClient(whole(append(sftpPacket(ahead.TypeQuietWrite, 3, "h"), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 'n', 'e', 'w')))
+	s.FromClient(whole(sftpPacket(sftpClose, 4, "h")))
+	got, want := strings.Join(lines, "\n"), "get \"read\", 7 bytes\nput \"written\", 3 bytes"
+	if got != want {
+		t.Errorf("told:\n%s\nwant:\n%s", got, want)
+	}
+	s.check(t)
 }
 
 func FuzzSFTP(f *testing.F) {

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/remotegpu/remotegpu/protocol"
+	"github.com/remotegpu/remotegpu/protocol/ahead"
 )
 
 // Exit status when nothing could be run, as ssh itself uses it.
@@ -30,9 +31,10 @@ func (ses *session) run(ctx context.Context) {
 	if ses.open.Term != "" && ses.open.Command == "" && ses.server.Greeting != "" { // read-only since the start
 		ses.say(ses.server.Greeting)
 	}
-	go ses.pumpIn(stream)
+	gateway := ses.ahead(stream)
+	go ses.pumpIn(stream, gateway)
 	go ses.pumpControls(ctx, stream)
-	exit, err := ses.pumpOut(stream)
+	exit, err := ses.pumpOut(stream, gateway)
 	if err != nil {
 		exit = protocol.SessionExit{Code: exitUnreachable, Message: "The connection to the host was lost."}
 		if why, ok := errors.AsType[*Ended](err); ok {
@@ -82,13 +84,30 @@ func (ses *session) start(ctx context.Context) (Stream, error) {
 // pieces hold the head of a frame and what one packet of a channel has.
 var pieces = sync.Pool{New: func() any { return new([protocol.FrameRoom + 32<<10]byte) }}
 
+// ahead returns what goes between for SFTP; nil: nothing does.
+func (ses *session) ahead(stream Stream) *ahead.Gateway {
+	if _, may := stream.(Ahead); !may || ses.open.Subsystem != protocol.SubsystemSFTP { // read-only since the start
+		return nil
+	}
+	return ahead.NewGateway(
+		func(p []byte) error { return ses.put(stream, protocol.FrameStdin, p) },
+		func(p []byte) error { _, err := ses.ch.Write(p); return err })
+}
+
 // pumpIn copies stdin until the client closes it or the stream ends.
-func (ses *session) pumpIn(stream Stream) {
+func (ses *session) pumpIn(stream Stream, gateway *ahead.Gateway) {
 	buf := pieces.Get().(*[protocol.FrameRoom + 32<<10]byte)
 	defer pieces.Put(buf)
 	for {
 		n, err := ses.ch.Read(buf[protocol.FrameRoom:])
-		if n > 0 && ses.put(stream, protocol.FrameStdin, buf[:protocol.FrameRoom+n]) != nil {
+		if n > 0 && gateway != nil {
+			if gateway.FromClient(buf[protocol.FrameRoom:][:n]) != nil {
+				return
+			}
+		} else if n > 0 && ses.put(stream, protocol.FrameStdin, buf[:protocol.FrameRoom+n]) != nil {
+			return
+		}
+		if err != nil && gateway != nil && gateway.End() != nil {
 			return
 		}
 		if err == io.EOF {
@@ -132,7 +151,7 @@ func (ses *session) pumpControls(ctx context.Context, stream Stream) {
 
 // pumpOut copies output until the exit frame. The client's window is the
 // back-pressure: a slow reader stops its own stream and no other.
-func (ses *session) pumpOut(stream Stream) (exit protocol.SessionExit, err error) {
+func (ses *session) pumpOut(stream Stream, gateway *ahead.Gateway) (exit protocol.SessionExit, err error) {
 	frames := protocol.NewFrameReader(bufio.NewReaderSize(stream, 4<<10)) // the most of a large frame is read past it
 	for {
 		kind, payload, err := frames.Next()
@@ -141,6 +160,10 @@ func (ses *session) pumpOut(stream Stream) (exit protocol.SessionExit, err error
 		}
 		switch kind {
 		case protocol.FrameStdout:
+			if gateway != nil {
+				err = gateway.FromHost(payload)
+				break
+			}
 			_, err = ses.ch.Write(payload)
 		case protocol.FrameStderr:
 			_, err = ses.ch.Stderr().Write(payload)

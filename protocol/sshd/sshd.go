@@ -28,6 +28,10 @@ type Stream interface {
 	CloseWrite() error
 }
 
+// Ahead is a stream that may carry package ahead's SFTP: nobody on the way has
+// to see each message.
+type Ahead interface{ ReadsAhead() }
+
 // Ended is the error of a stream that was ended on purpose.
 type Ended struct{ Sentence string } // why, for the person
 

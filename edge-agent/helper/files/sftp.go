@@ -14,6 +14,8 @@ import (
 	"os"
 
 	"github.com/pkg/sftp"
+
+	"github.com/remotegpu/remotegpu/protocol/ahead"
 )
 
 // largestRead is what one read of a client may ask for: OpenSSH's takes no
@@ -32,7 +34,8 @@ func SFTP() error {
 }
 
 func serveSFTP(in io.Reader, out io.WriteCloser) error {
-	srv, err := sftp.NewServer(stream{in, &messages{WriteCloser: out}}, sftp.WithAllocator(), sftp.WithMaxTxPacket(largestRead))
+	host := ahead.NewHost(in)
+	srv, err := sftp.NewServer(stream{host, &messages{WriteCloser: out, answer: host.Answer}}, sftp.WithAllocator(), sftp.WithMaxTxPacket(largestRead))
 	if err == nil {
 		err = srv.Serve()
 	}
@@ -46,7 +49,8 @@ func serveSFTP(in io.Reader, out io.WriteCloser) error {
 // apart from its head, and what goes alone costs every process on the way twice.
 type messages struct {
 	io.WriteCloser
-	begun []byte
+	answer func(message []byte) []byte // what goes out for it
+	begun  []byte
 }
 
 func (m *messages) Write(p []byte) (int, error) {
@@ -59,6 +63,9 @@ func (m *messages) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	m.begun = m.begun[:0]
+	if message = m.answer(message); len(message) == 0 {
+		return len(p), nil
+	}
 	if _, err := m.WriteCloser.Write(message); err != nil {
 		return 0, err
 	}

@@ -1,0 +1,269 @@
+package ahead
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/pkg/sftp"
+
+	"github.com/remotegpu/remotegpu/protocol"
+)
+
+// pair is a client of SFTP, a gateway, the host's end and a server.
+type pair struct {
+	*sftp.Client
+	requests atomic.Int32 // writes of the gateway to the host
+	answers  atomic.Int32
+}
+
+// answers writes whole messages.
+type answers struct {
+	io.WriteCloser
+	host  *Host
+	begun []byte
+}
+
+func (a *answers) Write(p []byte) (int, error) {
+	a.begun = append(a.begun, p...)
+	if len(a.begun) < 4 || len(a.begun) < 4+int(binary.BigEndian.Uint32(a.begun)) {
+		return len(p), nil
+	}
+	m := a.host.Answer(a.begun)
+	a.begun = nil
+	if len(m) > 0 {
+		if _, err := a.WriteCloser.Write(m); err != nil {
+			return 0, err
+		}
+	}
+	return len(p), nil
+}
+
+// served is both directions of a server.
+type served struct {
+	io.Reader
+	io.WriteCloser
+}
+
+// newPair lays the lines between; without a gateway the client has the host's
+// end itself.
+func newPair(t *testing.T, gateway bool) *pair {
+	t.Helper()
+	p := &pair{}
+	near, nearFar := net.Pipe()
+	far, farNear := net.Pipe()
+	host := NewHost(far)
+	srv, err := sftp.NewServer(served{host, &answers{WriteCloser: far, host: host}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = srv.Serve(); far.Close() }()
+	toHost := func(b []byte) error {
+		p.requests.Add(1)
+		_, err := farNear.Write(b[protocol.FrameRoom:])
+		return err
+	}
+	toClient := func(b []byte) error { _, err := nearFar.Write(b); return err }
+	g := NewGateway(toHost, toClient)
+	fromClient, fromHost, end := g.FromClient, g.FromHost, g.End
+	if !gateway {
+		fromClient = func(b []byte) error { return toHost(append(make([]byte, protocol.FrameRoom), b...)) }
+		fromHost, end = toClient, func() error { return nil }
+	}
+	pump := func(from net.Conn, size int, take func([]byte) error, done func()) {
+		buf := make([]byte, size)
+		for {
+			n, err := from.Read(buf)
+			if n > 0 && take(buf[:n]) != nil || err != nil {
+				done()
+				return
+			}
+		}
+	}
+	go pump(nearFar, 1000, fromClient, func() { _ = end(); farNear.Close() })
+	go pump(farNear, 700, func(b []byte) error { p.answers.Add(1); return fromHost(b) }, func() { nearFar.Close() })
+	if p.Client, err = sftp.NewClientPipe(near, near, sftp.MaxPacket(32<<10)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Client.Close() })
+	return p
+}
+
+// TestFilesAreTheSame: what is written is there after the close, and what is
+// read is what was there, of every size around the limits.
+func TestFilesAreTheSame(t *testing.T) {
+	dir := t.TempDir()
+	for _, gateway := range []bool{true, false} {
+		p := newPair(t, gateway)
+		for _, size := range []int{0, 1, 4096, mostData - 1, mostData, mostData + 1, most, 32 << 10, 32<<10 + 1, 300_000} {
+			path, want := filepath.Join(dir, fmt.Sprint(gateway, size)), bytes.Repeat([]byte(fmt.Sprint(size, " ")), size/3+1)[:size]
+			f, err := p.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n, err := f.Write(want); n != size || err != nil {
+				t.Fatalf("%d of %d bytes were written: %v", n, size, err)
+			}
+			if err := f.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := os.ReadFile(path); !bytes.Equal(got, want) {
+				t.Errorf("gateway %v: after the close of %d bytes there are %d: %v", gateway, size, len(got), err)
+			}
+			r, err := p.Open(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := io.ReadAll(r)
+			if !bytes.Equal(got, want) || err != nil {
+				t.Errorf("gateway %v: of %d bytes %d are read: %v", gateway, size, len(got), err)
+			}
+			if err := r.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+// TestErrors: a write that fails is told at the close at the latest, of its file
+// alone when it is alone, and an open that fails at once.
+func TestErrors(t *testing.T) {
+	p := newPair(t, true)
+	dir := t.TempDir()
+	full := filepath.Join(dir, "full")
+	if err := os.Symlink("/dev/full", full); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Open(filepath.Join(dir, "none")); !os.IsNotExist(err) {
+		t.Errorf("open of nothing: %v", err)
+	}
+	for range 3 {
+		f, err := p.OpenFile(full, os.O_WRONLY)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, write := f.Write([]byte("lost"))
+		if shut := f.Close(); shut == nil && write == nil {
+			t.Error("a file on a full disk is said to be stored")
+		} else if !strings.Contains(fmt.Sprint(write, shut), "no space left") {
+			t.Errorf("write %v, close %v", write, shut)
+		}
+		g, err := p.OpenFile(filepath.Join(dir, "good"), os.O_WRONLY|os.O_CREATE)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := g.Write([]byte("kept")); err != nil {
+			t.Error(err)
+		}
+		if err := g.Close(); err != nil {
+			t.Errorf("the file after one that failed: %v", err)
+		}
+	}
+	f, err := p.OpenFile(full, os.O_WRONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, write := f.Write([]byte("lost"))
+	if err := f.Sync(); err == nil && write == nil {
+		t.Error("a file on a full disk is said to be on it")
+	}
+	if f.Close() == nil && write == nil {
+		t.Error("and then to be stored")
+	}
+}
+
+// TestLess: a small file takes what it says.
+func TestLess(t *testing.T) {
+	p := newPair(t, true)
+	dir := t.TempDir()
+	const files = 50
+	put := func(i int) {
+		f, err := p.OpenFile(filepath.Join(dir, fmt.Sprint(i)), os.O_WRONLY|os.O_CREATE|os.O_TRUNC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Write([]byte("small")); err != nil {
+			t.Error(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	before := p.answers.Load()
+	for i := range files {
+		put(i)
+	}
+	if n := p.answers.Load() - before; n > 2*files {
+		t.Errorf("the host answered %d times to %d files that were written, want twice each", n, files)
+	}
+	before = p.answers.Load()
+	for i := range files {
+		f, err := p.Open(filepath.Join(dir, fmt.Sprint(i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 100)
+		if n, err := f.ReadAt(buf, 0); n != 5 || err != io.EOF {
+			t.Errorf("%d bytes: %v", n, err)
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := p.answers.Load() - before; n > files {
+		t.Errorf("the host answered %d times to %d files that were read, want once each", n, files)
+	}
+}
+
+// TestStale: who writes beside it or waits reads what is there.
+func TestStale(t *testing.T) {
+	p := newPair(t, true)
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r, err := p.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := p.OpenFile(path, os.O_WRONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write([]byte("new")); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(r); string(got) != "new" || err != nil {
+		t.Errorf("after a write of the same client: %q, %v", got, err)
+	}
+}
+
+// FuzzBetween plays hostile ends: neither may make the other fall.
+func FuzzBetween(f *testing.F) {
+	f.Add([]byte("\x00\x00\x00\x05\x01\x00\x00\x00\x03"), []byte("\x00\x00\x00\x05\x02\x00\x00\x00\x03"))
+	f.Add(extended(message(typeInit, 3)), extended(message(typeVersion, 3)))
+	f.Add(message(typeOpen, 1, text("a"), number(1)), append(message(TypeData, 1, text("data")), message(typeHandle, 1, text("h"))...))
+	f.Fuzz(func(t *testing.T, client, server []byte) {
+		var out []byte
+		g := NewGateway(func(b []byte) error { out = append(out, b[protocol.FrameRoom:]...); return nil }, func([]byte) error { return nil })
+		g.on = true
+		for _, n := range []int{1, 7, 1 << 20} {
+			_ = g.FromClient(bytes.Clone(client[:min(n, len(client))]))
+			_ = g.FromHost(bytes.Clone(server[:min(n, len(server))]))
+		}
+		_ = g.End()
+		h := NewHost(bytes.NewReader(append(extended(message(typeInit, 3)), client...)))
+		_, _ = io.Copy(io.Discard, h)
+		_ = h.Answer(bytes.Clone(server))
+	})
+}
