@@ -35,11 +35,15 @@ type Service struct {
 	pool *pg.Pool
 	cfg  Config
 	log  *slog.Logger
+
+	pages shared
 }
 
 // New returns the service on pool.
 func New(pool *pg.Pool, cfg Config, log *slog.Logger) *Service {
-	return &Service{pool, cfg, log}
+	s := &Service{pool: pool, cfg: cfg, log: log}
+	s.pages.look = func(ctx context.Context, f Filter) ([]Host, error) { return list(ctx, pool, f) }
+	return s
 }
 
 func (s *Service) replica(host string) string {
@@ -54,7 +58,7 @@ func (s *Service) List(ctx context.Context, c auth.Caller, f Filter) ([]Host, er
 	if err := c.Require(auth.HostList, ""); err != nil {
 		return nil, err
 	}
-	return list(ctx, s.pool, f)
+	return s.pages.list(ctx, f)
 }
 
 // Find returns a host given by name or id.

@@ -20,10 +20,13 @@ const columns = `h.id, h.name, h.state, greatest(h.last_seen, u.at) last_seen, h
 	coalesce(u.cpu_percent, 0) cpu_percent, coalesce(u.load1, 0) load1, coalesce(u.memory_used, 0) memory_used,
 	coalesce(u.disk_used, 0) disk_used, coalesce(u.uptime, 0) uptime,
 	coalesce(d.observed, 0) observed, coalesce(d.applied, 0) applied,
-	case when h.state = 'maintenance' then 'maintenance' when h.online then 'online' else 'offline' end status,
+	` + status + ` status,
 	case when not h.online then 'unhealthy' when g.bad > 0 or abs(h.clock_offset) > 30000 then 'degraded' else 'healthy' end health,
 	case when not h.online then 'not connected' when g.bad > 0 then g.bad || ' GPU(s) unhealthy'
 	     when abs(h.clock_offset) > 30000 then 'clock is ' || h.clock_offset / 1000 || ' s off' else '' end health_reason`
+
+// status says what a person sees of state and presence.
+const status = "case when h.state = 'maintenance' then 'maintenance' when h.online then 'online' else 'offline' end"
 
 const from = ` from hosts h left join host_usage u on u.host_id = h.id left join desired_documents d on d.host_id = h.id
 	cross join lateral (select count(*) bad from gpus where host_id = h.id and not (healthy and present)) g `
@@ -33,53 +36,6 @@ const gpuColumns = `g.uuid, g.host_id, g.index, g.name, g.brand, g.architecture,
 	case when not (g.healthy and g.present) then 'error' when g.maintenance then 'maintenance'
 	     when a.workload is not null then 'allocated' else 'available' end status,
 	case when g.healthy and g.present then 'healthy' else 'unhealthy' end health, coalesce(a.workload, '') environment`
-
-// Filter narrows a list of hosts; zero fields mean any.
-type Filter struct {
-	Status string
-	Search string // in name, hostname, address or GPU
-	Label  string // key=value
-	After  string // name, for paging
-	Limit  int    // 0: 100
-}
-
-func list(ctx context.Context, db pg.DB, f Filter) ([]Host, error) {
-	if f.Limit <= 0 || f.Limit > 1000 {
-		f.Limit = 100
-	}
-	rows, err := db.Query(ctx, "select * from (select "+columns+from+`) h
-		where ($1 = '' or h.status = $1) and h.name > $2 and h.state <> 'retired'
-		and ($3 = '' or h.name ilike '%' || $3 || '%' or h.hostname ilike '%' || $3 || '%' or h.address ilike '%' || $3 || '%'
-		     or exists (select from gpus where host_id = h.id and gpus.name ilike '%' || $3 || '%'))
-		and ($4 = '' or h.labels ->> split_part($4, '=', 1) = substr($4, strpos($4, '=') + 1))
-		order by h.name limit $5`, f.Status, f.After, f.Search, f.Label, f.Limit)
-	if err != nil {
-		return nil, err
-	}
-	hosts, err := pgx.CollectRows(rows, pgx.RowToStructByName[Host])
-	if err != nil || len(hosts) == 0 {
-		return hosts, err
-	}
-	ids, place := make([]string, len(hosts)), map[string]int{}
-	for i := range hosts {
-		ids[i], place[hosts[i].ID], hosts[i].GPUs = hosts[i].ID, i, []GPU{}
-	}
-	gpus, err := gpusOf(ctx, db, ids)
-	for _, g := range gpus {
-		i := place[g.Host]
-		hosts[i].GPUs = append(hosts[i].GPUs, g)
-	}
-	return hosts, err
-}
-
-func gpusOf(ctx context.Context, db pg.DB, hosts []string) ([]GPU, error) {
-	rows, err := db.Query(ctx, "select "+gpuColumns+` from gpus g left join gpu_allocations a on a.gpu = g.uuid
-		where g.host_id = any($1) order by g.host_id, g.index`, hosts)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowToStructByName[GPU])
-}
 
 func find(ctx context.Context, db pg.DB, nameOrID string) (Host, error) {
 	rows, err := db.Query(ctx, "select "+columns+from+"where h.id = $1 or h.name = $1", nameOrID)

@@ -24,11 +24,11 @@ var admin = auth.Caller{Kind: auth.KindUser, ID: "usr_admin", Name: "admin@examp
 // world is the module on its own database.
 type world struct {
 	*Service
-	t    *testing.T
+	t    testing.TB
 	pool *pg.Pool
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{t: t, pool: pgtest.New(t)}
 	w.Service = New(w.pool, Config{
@@ -44,7 +44,7 @@ type machine struct {
 	key      ed25519.PrivateKey
 }
 
-func newKey(t *testing.T) ed25519.PrivateKey {
+func newKey(t testing.TB) ed25519.PrivateKey {
 	t.Helper()
 	_, key, err := ed25519.GenerateKey(nil)
 	if err != nil {
