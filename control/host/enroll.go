@@ -79,12 +79,15 @@ func (s *Service) join(ctx context.Context, tx pg.Tx, c auth.Caller, e protocol.
 
 // freeName returns the wished name, which must be free, or one like the
 // hostname.
-func freeName(ctx context.Context, db pg.DB, wished, hostname string) (string, error) {
+func freeName(ctx context.Context, tx pg.Tx, wished, hostname string) (string, error) {
+	if err := lockNames(ctx, tx); err != nil { // else all who join at once choose the same one
+		return "", err
+	}
 	if wished != "" {
 		if err := validName(wished); err != nil {
 			return "", err
 		}
-		taken, err := nameTaken(ctx, db, wished)
+		taken, err := nameTaken(ctx, tx, wished)
 		if err == nil && taken {
 			err = errs.Ef(errs.Conflict, "There is a host %s already; choose another name with --name.", wished)
 		}
@@ -104,7 +107,7 @@ func freeName(ctx context.Context, db pg.DB, wished, hostname string) (string, e
 		if n > 1 {
 			name = fmt.Sprintf("%s-%d", base, n)
 		}
-		if taken, err := nameTaken(ctx, db, name); err != nil || !taken {
+		if taken, err := nameTaken(ctx, tx, name); err != nil || !taken {
 			return name, err
 		}
 	}

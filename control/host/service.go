@@ -36,7 +36,7 @@ type Service struct {
 	cfg  Config
 	log  *slog.Logger
 
-	pages shared
+	pages pages
 }
 
 // New returns the service on pool.

@@ -80,6 +80,12 @@ func insert(ctx context.Context, db pg.DB, h Host, key []byte) error {
 	return err
 }
 
+// lockNames makes those who choose a name wait for each other.
+func lockNames(ctx context.Context, tx pg.Tx) error {
+	_, err := tx.Exec(ctx, "select pg_advisory_xact_lock(hashtextextended('name of a host', 0))")
+	return err
+}
+
 func nameTaken(ctx context.Context, db pg.DB, name string) (taken bool, err error) {
 	err = db.QueryRow(ctx, "select exists (select from hosts where name = $1)", name).Scan(&taken)
 	return taken, err

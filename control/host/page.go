@@ -7,10 +7,10 @@ import (
 	"github.com/remotegpu/remotegpu/control/pg"
 )
 
-// shared answers who asks for the same page at the same moment with one look at
+// pages answers who asks for the same page at the same moment with one look at
 // the database, which began after all of them had asked. Consoles ask for the
 // same few pages again and again.
-type shared struct {
+type pages struct {
 	look func(ctx context.Context, f Filter) ([]Host, error)
 
 	mu  sync.Mutex // guards all
@@ -23,7 +23,7 @@ type sharing struct {
 }
 
 // list returns a page that others may have too: it must not be changed.
-func (s *shared) list(ctx context.Context, f Filter) (page []Host, err error) {
+func (s *pages) list(ctx context.Context, f Filter) (page []Host, err error) {
 	s.mu.Lock()
 	if s.all == nil {
 		s.all = map[Filter]*sharing{}
