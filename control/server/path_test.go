@@ -157,8 +157,12 @@ func TestTooMuchOfARequest(t *testing.T) {
 			return enroll("\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff", "Content-Encoding: gzip\r\n")
 		},
 	} {
-		if status, body := got(); status != 0 && (status < 400 || status >= 500) {
+		status, body := got()
+		if status != 0 && (status < 400 || status >= 500) {
 			t.Errorf("%s: %d %.200s", name, status, body)
+		}
+		if len(body) > 20_000 {
+			t.Errorf("%s: is answered by %d bytes", name, len(body))
 		}
 	}
 }
