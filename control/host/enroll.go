@@ -102,6 +102,10 @@ func freeName(ctx context.Context, tx pg.Tx, wished, hostname string) (string, e
 	if base = base[:min(len(base), 50)]; validName(base) != nil {
 		base = "host"
 	}
+	// Machines made from one image join at once: each sees the names of those before it.
+	if _, err := db.Exec(ctx, "select pg_advisory_xact_lock(hashtextextended('host name '||$1, 0))", base); err != nil {
+		return "", err
+	}
 	for n := 1; ; n++ {
 		name := base
 		if n > 1 {

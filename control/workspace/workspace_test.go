@@ -20,11 +20,13 @@ func setup(t *testing.T) (*Service, *pg.Pool, callers) {
 	pool := pgtest.New(t)
 	s, accounts := New(pool), account.New(pool)
 	system := auth.System("test")
+	users := map[string]account.User{}
 	for _, name := range []string{"admin", "owner", "member", "stranger"} {
-		_, err := accounts.CreateUser(t.Context(), system, account.User{Email: name + "@example.org", Admin: name == "admin"}, "correct horse")
+		u, err := accounts.CreateUser(t.Context(), system, account.User{Email: name + "@example.org", Admin: name == "admin"}, "correct horse")
 		if err != nil {
 			t.Fatal(err)
 		}
+		users[name] = u
 	}
 	if _, err := s.Create(t.Context(), system, "lab", "owner@example.org"); err != nil {
 		t.Fatal(err)
@@ -33,11 +35,7 @@ func setup(t *testing.T) (*Service, *pg.Pool, callers) {
 		t.Fatal(err)
 	}
 	caller := func(name string) auth.Caller {
-		u, err := accounts.CheckPassword(t.Context(), name, name+"@example.org", "correct horse")
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := accounts.ByUser(t.Context(), u)
+		c, err := accounts.ByUser(t.Context(), users[name])
 		if err != nil {
 			t.Fatal(err)
 		}
