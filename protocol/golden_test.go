@@ -44,6 +44,7 @@ func vectors() []vector {
 		{"status-empty", "status", &Status{Version: 1}},
 		{"telemetry", "telemetry-batch", fullTelemetry()},
 		{"ack", "ack", &Ack{Version: 1, Status: 12, Event: 34, Telemetry: 56}},
+		{"ack-spread", "ack", &Ack{Version: 1, Status: 12, Spread: 50}},
 		{"ack-empty", "ack", &Ack{Version: 1}},
 		{"dial", "dial", &Dial{Version: 1, Token: "1yzb6v", Expires: 1793491230, Spares: 2}},
 		{"stream-header", "stream-header", &StreamHeader{Version: 1, ID: "str_0123456789abcdefghjk", Kind: StreamSession, Workload: "env_0123456789abcdefghjk", User: "usr_0123456789abcdefghjk", Trace: "4bf92f3577b34da6"}},

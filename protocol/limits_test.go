@@ -200,6 +200,7 @@ func TestSmallDocumentLimits(t *testing.T) {
 	})
 	checkLimits(t, func() *Ack { return &Ack{Version: 1} }, []change[Ack]{
 		{"version 2", func(a *Ack) { a.Version = 2 }, "ack has version 2"},
+		{"kept away for long", func(a *Ack) { a.Spread = MaxSpread + 1 }, "over its limits"},
 	})
 	checkLimits(t, func() *Dial { return &Dial{Version: 1, Token: "t"} }, []change[Dial]{
 		{"version 2", func(d *Dial) { d.Version = 2 }, "another version"},

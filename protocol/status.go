@@ -120,7 +120,11 @@ type Ack struct {
 	Status    uint64 `cbor:"2,keyasint,omitempty"` // Status.Seq
 	Event     uint64 `cbor:"3,keyasint,omitempty"` // highest Event.Seq with none missing before it
 	Telemetry uint64 `cbor:"4,keyasint,omitempty"` // highest sequence with none missing before it
+	Spread    uint64 `cbor:"5,keyasint,omitempty"` // seconds over which idle hosts come back when they lose this server
 }
+
+// MaxSpread is the most that a host waits, in seconds.
+const MaxSpread = 300
 
 // Validate checks the version and what a hostile host could send too much of.
 func (h *Hello) Validate() error {
@@ -183,8 +187,13 @@ func (g *GPUUsage) Validate() error {
 	return nil
 }
 
-// Validate checks the version.
-func (a *Ack) Validate() error { return checkVersion("ack", a.Version) }
+// Validate checks the version and that nobody is kept away for long.
+func (a *Ack) Validate() error {
+	if a.Spread > MaxSpread {
+		return fmt.Errorf("ack is over its limits")
+	}
+	return checkVersion("ack", a.Version)
+}
 
 func checkVersion(document string, version int) error {
 	if version != Version {

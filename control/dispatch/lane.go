@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"time"
 
@@ -18,7 +19,9 @@ const (
 	workTimeout = 20 * time.Second
 	beatEvery   = time.Second // heartbeats that came meanwhile are noted together
 	maxPresence = 8
-	maxWork     = 8 // hosts that are worked for at a time: each holds a database connection
+
+	returnsPerCore = 100 // hosts that may come back per second, of some 300 that a core lets in
+	maxWork        = 8   // hosts that are worked for at a time: each holds a database connection
 )
 
 // What one host may cost: more of it waits, and only its own work with it.
@@ -157,6 +160,13 @@ func (l *lanes) enqueue(ln *lane) {
 func (l *lanes) line(ln *lane) {
 	l.ready = append(l.ready, ln)
 	l.more.Signal()
+}
+
+// spread is over how many seconds these hosts should come back.
+func (l *lanes) spread() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return min(uint64(len(l.all)/(returnsPerCore*runtime.GOMAXPROCS(0))), protocol.MaxSpread)
 }
 
 func (l *lanes) wake(host string) { l.change(host, func(t *todo) { t.touched = true }) }

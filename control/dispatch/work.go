@@ -114,7 +114,7 @@ func (s *Service) takeStatus(ctx context.Context, ln *lane, st *protocol.Status)
 
 // acknowledge tells a host which status and events are kept.
 func (s *Service) acknowledge(host string, status, event uint64) error {
-	b, err := protocol.Marshal(protocol.Ack{Version: protocol.Version, Status: status, Event: event})
+	b, err := protocol.Marshal(protocol.Ack{Version: protocol.Version, Status: status, Event: event, Spread: s.lanes.spread()})
 	if err != nil {
 		return fmt.Errorf("encode ack: %w", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/pprof"
 	"strconv"
@@ -41,6 +42,15 @@ func bareBroker(s settings, ready func(...string)) error {
 	free.Close()
 	ws := listeners.NewWebsocket(listeners.Config{ID: "ws", Address: free.Addr().String(), TLSConfig: cfg})
 	if err := errors.Join(m.AddHook(new(auth.AllowHook), nil), m.AddListener(ws), m.Serve()); err != nil {
+		return err
+	}
+	if err := until("the bare broker listens", func() error { // which it does after Serve
+		c, err := net.Dial("tcp", ws.Address())
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	}); err != nil {
 		return err
 	}
 	spare, err := listen()

@@ -50,11 +50,12 @@ var groups = []struct {
 // bench is one run.
 type bench struct {
 	quick   bool
-	hosts   int    // simulated; 0: see fleetSize
-	n       int    // pairs of a figure; 0: see often
-	profile string // folder for CPU profiles of the ends; empty: none
-	bin     string // folder of the product's programs
-	dir     string // for what the run writes
+	hosts   int           // simulated; 0: see fleetSize
+	steady  time.Duration // that the fleet is looked at
+	n       int           // pairs of a figure; 0: see often
+	profile string        // folder for CPU profiles of the ends; empty: none
+	bin     string        // folder of the product's programs
+	dir     string        // for what the run writes
 	sys     *system
 	figures []figure
 }
@@ -85,6 +86,7 @@ func run() error {
 	only := flag.String("only", "", "run only the groups whose names match this expression")
 	n := flag.Int("pairs", 0, "measure a figure so often (default 21, quick 7; a third of it where one takes long)")
 	hosts := flag.Int("hosts", 0, "how many hosts the fleet has (default 10000, quick 500)")
+	steady := flag.Duration("steady", 0, "look at the whole fleet for so long while nothing happens (like 30m)")
 	profile := flag.String("profile", "", "write CPU profiles of the ends into this folder")
 	bin := flag.String("bin", "bin", "folder of the programs to measure")
 	out := flag.String("out", "run/bench.json", "file for the figures")
@@ -100,7 +102,7 @@ func run() error {
 		}
 		defer os.RemoveAll(dir)
 	}
-	b := &bench{quick: *quick, n: *n, hosts: *hosts, profile: *profile, bin: *bin, dir: dir}
+	b := &bench{quick: *quick, n: *n, hosts: *hosts, steady: *steady, profile: *profile, bin: *bin, dir: dir}
 	defer func() { b.sys.stop() }()
 	if err := os.Chmod(dir, 0o755); err != nil { // the server's PostgreSQL passes through
 		return err

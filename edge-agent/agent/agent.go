@@ -24,6 +24,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -138,13 +139,16 @@ func (p *parts) make(ctx context.Context) error {
 		hostHelper, capabilities = p.cfg.Helper, append(capabilities, "host-shell")
 	}
 	p.relay = relay.New(relay.Config{RunDir: p.cfg.RunDir, HostKey: hostKey, HostHelper: hostHelper, Log: p.cfg.Log})
-	p.pool = tunnel.NewPool(tunnel.PoolConfig{Dial: p.dialTunnel, Serve: p.serveStream, Log: p.cfg.Log})
+	p.pool = tunnel.NewPool(tunnel.PoolConfig{
+		Dial: p.dialTunnel, Serve: p.serveStream, Spread: func() time.Duration { return p.link.Spread() }, Log: p.cfg.Log,
+	})
 	p.link, err = link.New(link.Config{
 		Server: p.server, MQTT: p.cfg.MQTT, Store: p.store,
 		Agent: p.cfg.Version, BootID: inventory.BootID(),
 		Capabilities: capabilities,
 		Desired:      p.loop.Apply,
 		Dial:         p.pool.Request,
+		InUse:        p.pool.InUse,
 		Inventory:    p.host.Inventory,
 		Usage:        p.host.Usage,
 		Workloads:    func() ([]protocol.WorkloadStatus, uint64) { return p.loop.Statuses(), p.loop.Applied() },

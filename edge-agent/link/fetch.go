@@ -73,7 +73,7 @@ func (l *Link) fetchUntilThere(ctx context.Context, ref *protocol.Reference) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(pause.next(0)):
+		case <-time.After(pause.next(false)):
 		}
 		signed, err := l.fetch(ctx, ref)
 		switch {

@@ -41,7 +41,7 @@ const (
 	clockEvery    = 10 * time.Minute
 )
 
-// Config is what a Link needs. All but MQTT, Capabilities and Log is required.
+// Config is what a Link needs. All but MQTT, Capabilities, InUse and Log is required.
 type Config struct {
 	Server       *reach.Server
 	MQTT         string // tls://HOST:PORT of a broker beside the server; empty: /mqtt of the server
@@ -52,6 +52,7 @@ type Config struct {
 
 	Desired   func(*protocol.Desired) // a new document is stored and is to be obeyed
 	Dial      func(protocol.Dial)     // a stream is wanted; Expires is by the host's own clock
+	InUse     func() bool             // somebody waits for this host when it is cut off; nil: never
 	Inventory func(context.Context) protocol.Inventory
 	Usage     func(context.Context) protocol.Usage
 	Workloads func() (list []protocol.WorkloadStatus, applied uint64)
@@ -110,6 +111,9 @@ func New(cfg Config) (*Link, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.InUse == nil {
+		cfg.InUse = func() bool { return false }
+	}
 	l := &Link{
 		cfg: cfg, host: id.Host, signer: NewSigner(id, cfg.Server.Now),
 		changed: make(chan struct{}, 1), acked: make(chan struct{}, 1),
@@ -132,6 +136,10 @@ func poke(c chan struct{}) {
 
 // Signer returns the maker of this host's tokens.
 func (l *Link) Signer() *Signer { return l.signer }
+
+// Spread is over how long the idle hosts of this server come back, as it said
+// last.
+func (l *Link) Spread() time.Duration { return l.retry.over() }
 
 // State returns how the link is now.
 func (l *Link) State() State {
@@ -187,7 +195,7 @@ func (l *Link) clientConfig(ctx context.Context, u *url.URL) autopaho.ClientConf
 		KeepAlive:             keepAlive,
 		SessionExpiryInterval: sessionExpiry,
 		ConnectTimeout:        4 * sayWithin,
-		ReconnectBackoff:      l.retry.next,
+		ReconnectBackoff:      func(int) time.Duration { return l.retry.next(l.cfg.InUse()) },
 		AttemptConnection:     l.open,
 		ConnectPacketBuilder:  func(cp *paho.Connect, _ *url.URL) (*paho.Connect, error) { return l.connectPacket(ctx, cp) },
 		OnConnectionUp:        func(cm *autopaho.ConnectionManager, _ *paho.Connack) { l.up(ctx, cm) },

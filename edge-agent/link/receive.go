@@ -80,6 +80,7 @@ func (l *Link) receiveAck(payload []byte) {
 		l.refused.add(refusal{kind: "ack", reason: "AckRefused", err: err})
 		return
 	}
+	l.retry.told(time.Duration(a.Spread) * time.Second)
 	if a.Event > 0 {
 		l.cfg.Store.AckEvents(a.Event)
 	}

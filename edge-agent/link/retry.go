@@ -10,7 +10,10 @@ import (
 
 // Delays between attempts: random below a limit that doubles from firstLimit.
 // In the first minutes of an outage it stays below earlyLimit, so that a host
-// is back soon after a restart of the server.
+// is back soon after a restart of the server. The first attempt is soon, for it
+// may be the host's own line that was cut; then those of a large fleet that
+// nobody waits for spread over what the server has said, or all would come at
+// once and none get in.
 const (
 	firstLimit   = 500 * time.Millisecond
 	earlyLimit   = 8 * time.Second
@@ -32,19 +35,25 @@ type retry struct {
 	rejected bool
 	busy     bool // the last attempt took too long
 	goes     bool // the server has said that it stops
+	spread   time.Duration
 }
 
-// next is the delay before the next attempt.
-func (r *retry) next(int) time.Duration {
+// next is the delay before the next attempt of a host that somebody waits for,
+// or nobody.
+func (r *retry) next(inUse bool) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.tried {
 		r.tried, r.limit, r.began = true, firstLimit, time.Now()
 		return 0
 	}
+	spread := r.spread
+	if inUse {
+		spread = 0
+	}
 	if r.goes {
 		r.goes = false
-		return tunnel.RestartAfter()
+		return tunnel.RestartAfter() + rand.N(spread+1)
 	}
 	limit, highest := r.limit, lastLimit
 	switch {
@@ -55,7 +64,9 @@ func (r *retry) next(int) time.Duration {
 	case time.Since(r.began) < earlyFor:
 		highest = earlyLimit
 	}
-	r.limit = min(2*limit, highest)
+	if r.limit = min(2*limit, highest); limit > firstLimit {
+		limit = max(limit, spread)
+	}
 	return max(rand.N(limit), leastDelay)
 }
 
@@ -79,6 +90,19 @@ func (r *retry) leave() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.goes, r.limit, r.began = true, firstLimit, time.Now()
+}
+
+// told notes over how long the server wants hosts to come back.
+func (r *retry) told(spread time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.spread = spread
+}
+
+func (r *retry) over() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.spread
 }
 
 // slow notes whether the last attempt took too long, as all do when a whole

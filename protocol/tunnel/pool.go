@@ -20,7 +20,10 @@ type PoolConfig struct {
 	// The pool closes the stream after it, cleanly.
 	Serve      func(ctx context.Context, c *Conn, h protocol.StreamHeader)
 	MaxStreams int // open at a time; 0: 1024
-	Log        *slog.Logger
+	// Spread is over how long the idle hosts of a server come back that they
+	// have lost; nil: 0.
+	Spread func() time.Duration
+	Log    *slog.Logger
 }
 
 const (
@@ -58,6 +61,9 @@ type Pool struct {
 func NewPool(cfg PoolConfig) *Pool {
 	if cfg.MaxStreams == 0 {
 		cfg.MaxStreams = 1024
+	}
+	if cfg.Spread == nil {
+		cfg.Spread = func() time.Duration { return 0 }
 	}
 	return &Pool{
 		cfg: cfg, answers: make(chan struct{}, maxAnswers), wake: make(chan struct{}, 1),
@@ -160,11 +166,15 @@ func (p *Pool) failed(least int, doing string, err error) {
 	p.failures++
 	first := p.failures == 1
 	most := min(backoffMax, backoffMin<<min(max(p.failures, least), 10))
-	if p.active > 0 || time.Since(p.usedAt) < busyFor {
+	inUse := p.inUse()
+	switch {
+	case inUse:
 		most = min(most, backoffUsed)
+	case least == lostAfter:
+		most = max(most, p.cfg.Spread())
 	}
 	wait := backoffMin + rand.N(most-backoffMin)
-	if errors.As(err, &restart) {
+	if inUse && errors.As(err, &restart) {
 		wait = restart.After // who restarts knows best
 	}
 	if errors.As(err, &rejected) && rejected.After > 0 {
@@ -178,6 +188,17 @@ func (p *Pool) failed(least int, doing string, err error) {
 		p.cfg.Log.Warn("tunnel is interrupted, trying on", "doing", doing, "err", err)
 	}
 }
+
+// InUse reports whether somebody has a stream here, or had a moment ago: they
+// wait for this host to come back.
+func (p *Pool) InUse() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.inUse()
+}
+
+// inUse needs mu.
+func (p *Pool) inUse() bool { return p.active > 0 || time.Since(p.usedAt) < busyFor }
 
 func (p *Pool) kick() {
 	select {

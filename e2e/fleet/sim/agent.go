@@ -163,12 +163,12 @@ func (a *Agent) make() (p *program, err error) {
 		Dial: func(ctx context.Context, token string) (*tunnel.Conn, error) {
 			return a.dialTunnel(ctx, p.link.Signer(), token)
 		},
-		Serve: a.serve, Log: a.cfg.Log,
+		Serve: a.serve, Spread: func() time.Duration { return p.link.Spread() }, Log: a.cfg.Log,
 	})
 	p.link, err = link.New(link.Config{
 		Server: a.server, Store: a.store, Agent: a.cfg.Version, BootID: a.cfg.Name,
 		Capabilities: append([]string{"session", "forward", "logs"}, a.gpus.Capabilities()...),
-		Desired:      p.loop.Apply, Dial: p.pool.Request, Inventory: a.machine.inventory, Usage: a.machine.usage,
+		Desired:      p.loop.Apply, Dial: p.pool.Request, InUse: p.pool.InUse, Inventory: a.machine.inventory, Usage: a.machine.usage,
 		Workloads: func() ([]protocol.WorkloadStatus, uint64) { return p.loop.Statuses(), p.loop.Applied() },
 		Log:       a.cfg.Log,
 	})
