@@ -80,9 +80,6 @@ func (s *Service) join(ctx context.Context, tx pg.Tx, c auth.Caller, e protocol.
 // freeName returns the wished name, which must be free, or one like the
 // hostname.
 func freeName(ctx context.Context, tx pg.Tx, wished, hostname string) (string, error) {
-	if err := lockNames(ctx, tx); err != nil { // else all who join at once choose the same one
-		return "", err
-	}
 	if wished != "" {
 		if err := validName(wished); err != nil {
 			return "", err
@@ -102,8 +99,7 @@ func freeName(ctx context.Context, tx pg.Tx, wished, hostname string) (string, e
 	if base = base[:min(len(base), 50)]; validName(base) != nil {
 		base = "host"
 	}
-	// Machines made from one image join at once: each sees the names of those before it.
-	if _, err := db.Exec(ctx, "select pg_advisory_xact_lock(hashtextextended('host name '||$1, 0))", base); err != nil {
+	if err := lockNames(ctx, tx, base); err != nil { // machines of one image join at once, and would all choose the same one
 		return "", err
 	}
 	for n := 1; ; n++ {

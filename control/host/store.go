@@ -80,9 +80,9 @@ func insert(ctx context.Context, db pg.DB, h Host, key []byte) error {
 	return err
 }
 
-// lockNames makes those who choose a name wait for each other.
-func lockNames(ctx context.Context, tx pg.Tx) error {
-	_, err := tx.Exec(ctx, "select pg_advisory_xact_lock(hashtextextended('name of a host', 0))")
+// lockNames makes those who choose a name like base wait for each other.
+func lockNames(ctx context.Context, tx pg.Tx, base string) error {
+	_, err := tx.Exec(ctx, "select pg_advisory_xact_lock(hashtextextended('name of a host ' || $1, 0))", base)
 	return err
 }
 
