@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -24,11 +25,14 @@ const Revoked = "rights_revoked"
 type Service struct {
 	pool    *pg.Pool
 	guesses *guesses
+	bearers *pg.Shared[string, auth.Caller] // by the hash of a secret: programs ask many things at once with one token
 }
 
 // New returns the service on pool.
 func New(pool *pg.Pool) *Service {
-	return &Service{pool: pool, guesses: newGuesses()}
+	s := &Service{pool: pool, guesses: newGuesses()}
+	s.bearers = pg.NewShared(s.bearer)
+	return s
 }
 
 // Bootstrap makes the first platform admin when there is no user yet, and
@@ -176,7 +180,7 @@ func (s *Service) BySecret(ctx context.Context, remote, secret string) (auth.Cal
 	if !s.guesses.token(from) {
 		return auth.Caller{}, errs.E(errs.Unavailable, "Too many wrong tokens from your address; wait a minute, and then look which program there has an old one.")
 	}
-	u, token, err := userBySecret(ctx, s.pool, hash)
+	c, err := s.bearers.Get(ctx, string(hash))
 	if pg.IsNone(err) {
 		s.guesses.wrong(from)
 		return auth.Caller{}, errs.E(errs.Unauthenticated, "The token is unknown, expired or revoked; log in again with remotegpu login.")
@@ -184,11 +188,19 @@ func (s *Service) BySecret(ctx context.Context, remote, secret string) (auth.Cal
 		return auth.Caller{}, fmt.Errorf("find token: %w", err)
 	}
 	s.guesses.setRight(from)
-	c, err := s.caller(ctx, u, token)
-	if token == "" {
+	if c.Roles = maps.Clone(c.Roles); c.Token == "" { // others have the same at this moment
 		c.Login = hash
 	}
-	return c, err
+	return c, nil
+}
+
+// bearer looks up the caller behind the hash of a token's secret.
+func (s *Service) bearer(ctx context.Context, hash string) (auth.Caller, error) {
+	u, token, err := userBySecret(ctx, s.pool, []byte(hash))
+	if err != nil {
+		return auth.Caller{}, err
+	}
+	return s.caller(ctx, u, token)
 }
 
 // ByKey returns the caller behind an SSH key, by fingerprint.

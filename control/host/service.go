@@ -36,13 +36,13 @@ type Service struct {
 	cfg  Config
 	log  *slog.Logger
 
-	pages pages
+	pages *pg.Shared[Filter, []Host] // consoles ask for the same few again and again
 }
 
 // New returns the service on pool.
 func New(pool *pg.Pool, cfg Config, log *slog.Logger) *Service {
 	s := &Service{pool: pool, cfg: cfg, log: log}
-	s.pages.look = func(ctx context.Context, f Filter) ([]Host, error) { return list(ctx, pool, f) }
+	s.pages = pg.NewShared(func(ctx context.Context, f Filter) ([]Host, error) { return list(ctx, pool, f) })
 	return s
 }
 
@@ -58,7 +58,7 @@ func (s *Service) List(ctx context.Context, c auth.Caller, f Filter) ([]Host, er
 	if err := c.Require(auth.HostList, ""); err != nil {
 		return nil, err
 	}
-	return s.pages.list(ctx, f)
+	return s.pages.Get(ctx, f)
 }
 
 // Find returns a host given by name or id.

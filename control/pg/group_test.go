@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -82,6 +83,43 @@ func TestGroupWithoutDatabase(t *testing.T) {
 		all.Wait()
 		if turns != 2 {
 			t.Errorf("%d turns for one alone and four together", turns)
+		}
+	})
+}
+
+// TestShared: an answer is of a look that began after it was asked for, and is
+// everybody's who asked before that.
+func TestShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var looks, now atomic.Int64
+		s := NewShared(func(_ context.Context, key string) (string, error) {
+			looks.Add(1)
+			seen := now.Load()
+			time.Sleep(time.Second)
+			if key == "none" {
+				return "", errors.New("none")
+			}
+			return fmt.Sprint(key, seen), nil
+		})
+		var all sync.WaitGroup
+		ask := func(key, want string) {
+			all.Go(func() {
+				if got, err := s.Get(t.Context(), key); got != want || (err != nil) != (key == "none") {
+					t.Errorf("%s: %q, %v, want %q", key, got, err, want)
+				}
+			})
+			synctest.Wait()
+		}
+		ask("a", "a0")
+		now.Store(1)
+		ask("a", "a1")
+		ask("a", "a1")
+		ask("none", "")
+		ask("none", "")
+		ask("none", "")
+		all.Wait()
+		if looks.Load() != 4 || len(s.all) != 0 {
+			t.Errorf("%d looks for two times two, %d are kept", looks.Load(), len(s.all))
 		}
 	})
 }
