@@ -113,10 +113,11 @@ func goroutines(debugAddr string) (n int, err error) {
 	return n, err
 }
 
-// back counts hosts whose connection is from after a moment.
+// back counts hosts whose connection is from a second or later; a server may be
+// back in the one in which it was killed.
 func back(p sim.Progress, since int64) (n int) {
 	for second, hosts := range p.Since {
-		if second > since {
+		if second >= since {
 			n += hosts
 		}
 	}
