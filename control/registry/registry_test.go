@@ -308,7 +308,7 @@ func TestRefusalsSayWhy(t *testing.T) {
 		}
 	}
 	w.pool.Close()
-	if status, body := w.ask("GET", "lab/hello/manifests/1", "me", "member"); status != 500 || !strings.Contains(body, `"message":"Internal error"`) {
+	if status, body := w.ask("GET", "mars/hello/manifests/1", "me", "member"); status != 500 || !strings.Contains(body, `"message":"Internal error"`) {
 		t.Errorf("without a database: %d %s", status, body)
 	}
 }
