@@ -173,12 +173,12 @@ func TestCloseEndsWhatIsUnderWay(t *testing.T) {
 	}()
 	time.Sleep(50 * time.Millisecond) // both wait by now
 	within(t, time.Second, "Close", func() { near.Close() })
-	within(t, 5*time.Second, "the read ends", func() {
+	within(t, 20*time.Second, "the read ends", func() {
 		if err := <-read; !errors.Is(err, net.ErrClosed) {
 			t.Errorf("read: %v", err)
 		}
 	})
-	within(t, 5*time.Second, "the write ends", func() {
+	within(t, 20*time.Second, "the write ends", func() {
 		if err := <-wrote; !errors.Is(err, net.ErrClosed) {
 			t.Errorf("write: %v", err)
 		}
