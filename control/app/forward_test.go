@@ -135,7 +135,7 @@ func TestForwardRefused(t *testing.T) {
 func TestForwardInTheAuditLog(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.visits.idle = 300 * time.Millisecond
+	w.visits.idle = 3 * time.Second // a busy machine takes a while from one connection to the next
 	w.put("box", "127.0.0.1:80", service(t, func(c *net.TCPConn) {
 		defer c.Close()
 		io.Copy(c, c)
@@ -153,7 +153,7 @@ func TestForwardInTheAuditLog(t *testing.T) {
 		conn.Close()
 	}
 	var began, ended, connections, up, down int
-	for ended == 0 {
+	for ; ended == 0; time.Sleep(50 * time.Millisecond) {
 		err := w.pool.QueryRow(t.Context(), `select count(*) filter (where detail->'ended_after_s' is null), count(*) filter (where detail->'ended_after_s' is not null),
 			coalesce(sum((detail->>'connections')::int), 0), coalesce(sum((detail->>'bytes_in')::int), 0), coalesce(sum((detail->>'bytes_out')::int), 0)
 			from audit_entries where action = 'environment.access' and actor = $1 and detail->>'via' = 'forward' and detail->>'target' = 'tcp:127.0.0.1:80' and remote = '127.0.0.1'`,
