@@ -40,6 +40,7 @@ var groups = []struct {
 	{"latency", latency},
 	{"remotedialer", remotedialer},
 	{"environment", environment},
+	{"agent", weight},
 	{"desktop", desktop},
 	{"files", files},
 	{"terminal", keystrokes},

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"time"
 
@@ -52,6 +53,68 @@ func (s *system) runToPrompt(name string) (measured, error) {
 		return nil, err
 	}
 	return measured{time.Since(start).Seconds()}, nil
+}
+
+// weight is what the agent takes of a machine, alone and beside containers that
+// do nothing. It has no baseline but what it may take.
+func weight(b *bench) error {
+	s, err := b.system()
+	if err != nil {
+		return err
+	}
+	const containers, idle, each, cpu = 50, 30.0, 0.3, 1.0
+	if err := s.weigh(b, "no containers", idle, cpu); err != nil {
+		return err
+	}
+	for i := range containers {
+		if _, err := s.remotegpu("env", "create", fmt.Sprintf("idle-%d", i), "--image", image); err != nil {
+			return err
+		}
+	}
+	if err := s.weigh(b, fmt.Sprintf("%d idle containers", containers), idle+containers*each, cpu); err != nil {
+		return err
+	}
+	for i := range containers {
+		if _, err := s.remotegpu("env", "rm", fmt.Sprintf("idle-%d", i)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *system) weigh(b *bench, beside string, mostMiB, mostCPU float64) error {
+	time.Sleep(10 * time.Second) // it has settled
+	before, err := cpuOf(s.agent.Process.Pid)
+	if err != nil {
+		return err
+	}
+	const looked = 60
+	time.Sleep(looked * time.Second)
+	after, err := cpuOf(s.agent.Process.Pid)
+	if err != nil {
+		return err
+	}
+	held, err := residentOf(s.agent.Process.Pid)
+	if err != nil {
+		return err
+	}
+	b.bound("memory of the agent (resident), with "+beside, "MiB", held, mostMiB)
+	b.bound("CPU of the agent, with "+beside, "% of a core", 100*(after-before)/looked, mostCPU)
+	return nil
+}
+
+// residentOf is the memory that a process holds, in MiB.
+func residentOf(pid int) (float64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := bytes.Cut(text, []byte("VmRSS:"))
+	var kib float64
+	if _, err := fmt.Sscanf(string(rest), "%f kB", &kib); err != nil {
+		return 0, fmt.Errorf("/proc/%d/status does not say what is resident: %w", pid, err)
+	}
+	return kib / 1024, nil
 }
 
 // prompt runs a shell in a terminal until its prompt comes, and then has it
