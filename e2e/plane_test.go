@@ -59,6 +59,14 @@ func (p *plane) kill() {
 	p.cmd.Wait()
 }
 
+// stop ends the server as its unit does.
+func (p *plane) stop() {
+	p.cmd.Process.Signal(syscall.SIGTERM)
+	late := time.AfterFunc(time.Minute, func() { p.cmd.Process.Kill() })
+	defer late.Stop()
+	p.cmd.Wait()
+}
+
 // login logs the command line in as the first admin.
 func (p *plane) login() {
 	p.w.t.Helper()

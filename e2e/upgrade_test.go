@@ -130,7 +130,7 @@ func TestUpgrade(t *testing.T) {
 	p.waitPhase("off", "stopped", 60*time.Second)
 
 	// Back again: the old server does not touch what it does not know.
-	p.kill()
+	p.stop()
 	out, err := w.try("srv", "timeout 60 "+filepath.Join(old.bin, "remotegpu")+" "+strings.Join(p.args, " "))
 	if err == nil || !strings.Contains(out, "migrate database") {
 		t.Errorf("the old server starts on the new data: %v\n%s", err, out)
