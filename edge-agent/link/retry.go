@@ -11,9 +11,9 @@ import (
 // Delays between attempts: random below a limit that doubles from firstLimit.
 // In the first minutes of an outage it stays below earlyLimit, so that a host
 // is back soon after a restart of the server. The first attempt is soon, for it
-// may be the host's own line that was cut; then those of a large fleet that
-// nobody waits for spread over what the server has said, or all would come at
-// once and none get in.
+// may be the host's own line that was cut; the second, of a host that nobody
+// waits for, is some time in what the server has said, or all of a large fleet
+// would come at once and none get in.
 const (
 	firstLimit   = 500 * time.Millisecond
 	earlyLimit   = 8 * time.Second
@@ -36,6 +36,7 @@ type retry struct {
 	busy     bool // the last attempt took too long
 	goes     bool // the server has said that it stops
 	spread   time.Duration
+	spreads  bool // the attempts of this outage are spread already
 }
 
 // next is the delay before the next attempt of a host that somebody waits for,
@@ -64,8 +65,8 @@ func (r *retry) next(inUse bool) time.Duration {
 	case time.Since(r.began) < earlyFor:
 		highest = earlyLimit
 	}
-	if r.limit = min(2*limit, highest); limit > firstLimit {
-		limit = max(limit, spread)
+	if r.limit = min(2*limit, highest); limit > firstLimit && !r.spreads {
+		r.spreads, limit = true, max(limit, spread) // once: who comes too early is one of few
 	}
 	return max(rand.N(limit), leastDelay)
 }
@@ -80,7 +81,7 @@ func (r *retry) down() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if time.Since(r.upAt) > stableAfter {
-		r.limit, r.began = firstLimit, time.Now()
+		r.limit, r.began, r.spreads = firstLimit, time.Now(), false
 	}
 }
 
@@ -89,7 +90,7 @@ func (r *retry) down() {
 func (r *retry) leave() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.goes, r.limit, r.began = true, firstLimit, time.Now()
+	r.goes, r.limit, r.began, r.spreads = true, firstLimit, time.Now(), true
 }
 
 // told notes over how long the server wants hosts to come back.
