@@ -281,7 +281,11 @@ func (s *Service) Lost(ctx context.Context, replica string) error {
 
 func (s *Service) announceAll(ctx context.Context, gone []string) {
 	for _, id := range gone {
-		if err := s.announce(ctx, id, false); err != nil {
+		err := s.announce(ctx, id, false)
+		if ctx.Err() != nil {
+			return // we stop; who listens reads the API anew
+		}
+		if err != nil {
 			s.log.Error("announce that a host is offline", "host", id, "err", err)
 		}
 	}
