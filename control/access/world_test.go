@@ -39,19 +39,20 @@ func TestMain(m *testing.M) { pgtest.Main(m) }
 // with a key.
 type world struct {
 	*Service
-	t      *testing.T
-	pool   *pg.Pool
-	addr   string // of the SSH port
-	url    string // of the HTTPS port, without TLS
-	user   auth.Caller
-	key    ed25519.PrivateKey
-	rights atomic.Pointer[auth.Caller] // of the user from now on; nil: as in user
-	online atomic.Bool
-	agent  *tunnel.Pool
-	leave  func()       // ends the agent
-	sent   atomic.Int64 // bytes that "flood" has written
-	files  bool         // SFTP is served, by a real server; set before use
-	held   holder
+	t       *testing.T
+	pool    *pg.Pool
+	addr    string // of the SSH port
+	url     string
+	hostURL string // where the agent dials; url is where people are // of the HTTPS port, without TLS
+	user    auth.Caller
+	key     ed25519.PrivateKey
+	rights  atomic.Pointer[auth.Caller] // of the user from now on; nil: as in user
+	online  atomic.Bool
+	agent   *tunnel.Pool
+	leave   func()       // ends the agent
+	sent    atomic.Int64 // bytes that "flood" has written
+	files   bool         // SFTP is served, by a real server; set before use
+	held    holder
 }
 
 const (
@@ -90,6 +91,7 @@ func newWorld(t *testing.T, change ...func(*Service)) *world {
 	srv := httptest.NewServer(api.Handler(w.bearer, false))
 	t.Cleanup(srv.Close)
 	w.url = "ws" + strings.TrimPrefix(srv.URL, "http")
+	w.hostURL = w.url
 	w.agent = tunnel.NewPool(tunnel.PoolConfig{Dial: w.dialTunnel, Serve: w.serveStream, Log: log})
 	w.online.Store(true)
 	agentCtx, stopAgent := context.WithCancel(ctx)
@@ -153,7 +155,7 @@ func (w *world) dialTunnel(ctx context.Context, token string) (*tunnel.Conn, err
 	if token != "" {
 		h.Set(protocol.StreamTokenHeader, token)
 	}
-	return tunnel.Dial(ctx, tunnel.DialConfig{URL: w.url + protocol.TunnelPath, Header: h})
+	return tunnel.Dial(ctx, tunnel.DialConfig{URL: w.hostURL + protocol.TunnelPath, Header: h})
 }
 
 func (w *world) byKey(_ context.Context, key ssh.PublicKey) (auth.Caller, error) {
