@@ -20,7 +20,7 @@ const (
 	beatEvery   = time.Second // heartbeats that came meanwhile are noted together
 	maxPresence = 8
 
-	returnsPerCore = 100 // hosts that may come back per second, of some 300 that a core lets in
+	returnsPerCore = 100 // hosts that may come back per second: one takes 5 ms and more of the server and PostgreSQL
 	maxWork        = 8   // hosts that are worked for at a time: each holds a database connection
 )
 

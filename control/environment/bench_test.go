@@ -5,10 +5,8 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -16,6 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/remotegpu/remotegpu/control/pgtest"
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
@@ -87,27 +86,9 @@ func (w *world) workspaceID() string {
 
 // rate lets askers do as often as the benchmark wants, and reports it.
 func rate(b *testing.B, w *world, askers int, do func() error) {
-	took := make([]time.Duration, b.N)
-	var next atomic.Int64
-	var all sync.WaitGroup
 	ours, theirs := cpu(w)
-	b.ResetTimer()
-	for range askers {
-		all.Go(func() {
-			for i := next.Add(1) - 1; i < int64(b.N); i = next.Add(1) - 1 {
-				start := time.Now()
-				if err := do(); err != nil {
-					b.Error(err)
-					return
-				}
-				took[i] = time.Since(start)
-			}
-		})
-	}
-	all.Wait()
-	b.StopTimer()
+	took := pgtest.AtOnce(b, askers, do)
 	ours2, theirs2 := cpu(w)
-	slices.Sort(took)
 	b.ReportMetric(float64((ours2-ours).Microseconds())/float64(b.N), "cpu-µs")
 	b.ReportMetric(float64((theirs2-theirs).Microseconds())/float64(b.N), "db-cpu-µs")
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "/s")

@@ -2,13 +2,10 @@ package host
 
 import (
 	"encoding/json"
-	"slices"
-	"sync"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/remotegpu/remotegpu/control/auth"
+	"github.com/remotegpu/remotegpu/control/pgtest"
 )
 
 // BenchmarkList shows pages of 100 hosts, as JSON, to 50 who ask at once, in a
@@ -66,30 +63,13 @@ func BenchmarkList(b *testing.B) {
 		{"search nothing", page(Filter{Search: "nowhere"}, 0)},
 		{"all filters", page(Filter{Status: "online", Label: "region=eu", Search: "h100", After: "gpu-02000"}, 100)},
 	} {
-		b.Run(run.name, func(b *testing.B) { atOnce(b, 50, run.do) })
+		b.Run(run.name, func(b *testing.B) { pages(b, 50, run.do) })
 	}
 }
 
-// atOnce lets askers do as often as the benchmark wants.
-func atOnce(b *testing.B, askers int, do func() error) {
-	took := make([]time.Duration, b.N)
-	var next atomic.Int64
-	var all sync.WaitGroup
-	b.ResetTimer()
-	for range askers {
-		all.Go(func() {
-			for i := next.Add(1) - 1; i < int64(b.N); i = next.Add(1) - 1 {
-				start := time.Now()
-				if err := do(); err != nil {
-					b.Error(err)
-				}
-				took[i] = time.Since(start)
-			}
-		})
-	}
-	all.Wait()
-	b.StopTimer()
-	slices.Sort(took)
+// pages has askers do at once and reports how long one waits.
+func pages(b *testing.B, askers int, do func() error) {
+	took := pgtest.AtOnce(b, askers, do)
 	b.ReportMetric(float64(took[b.N/2].Microseconds())/1e3, "p50-ms")
 	b.ReportMetric(float64(took[b.N*95/100].Microseconds())/1e3, "p95-ms")
 }

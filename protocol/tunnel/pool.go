@@ -166,16 +166,16 @@ func (p *Pool) failed(least int, doing string, err error) {
 	p.failures++
 	first := p.failures == 1
 	most := min(backoffMax, backoffMin<<min(max(p.failures, least), 10))
-	inUse := p.inUse()
+	var spread time.Duration
 	switch {
-	case inUse:
+	case p.inUse():
 		most = min(most, backoffUsed)
 	case least == lostAfter:
-		most = max(most, p.cfg.Spread())
+		spread = p.cfg.Spread()
 	}
-	wait := backoffMin + rand.N(most-backoffMin)
-	if inUse && errors.As(err, &restart) {
-		wait = restart.After // who restarts knows best
+	wait := backoffMin + rand.N(max(most, spread)-backoffMin)
+	if errors.As(err, &restart) {
+		wait = restart.After + rand.N(spread+1) // who restarts knows best
 	}
 	if errors.As(err, &rejected) && rejected.After > 0 {
 		wait = rejected.After/2 + rand.N(rejected.After)
