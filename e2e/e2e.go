@@ -1,9 +1,9 @@
 // Package e2e tests the whole product: a real server, real hosts and real
 // clients in network namespaces, joined by the real install line.
 //
-// It owns the test network and nothing else; the tests run only with RG_E2E=1,
-// as make test sets it, because they need root and the programs in bin/. A
-// World is one network:
+// It owns the test network and what stands in front of servers (nginx.go); the
+// tests run only with RG_E2E=1, as make test sets it, because they need root and
+// the programs in bin/. A World is one network:
 //
 //	         wan 203.0.113.0/24
 //	 ┌──────────┬──────┴────┬─────────────┐

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -56,23 +55,7 @@ func TestBehindAProxyThatEndsTLS(t *testing.T) {
 	w.must("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30",
 		"-keyout", key, "-out", crt, "-subj", "/CN="+srvAddr, "-addext", "subjectAltName=IP:"+srvAddr)
 	conf := filepath.Join(w.dir, "nginx.conf")
-	text := fmt.Sprintf(`daemon off; pid %[1]s/nginx.pid; error_log stderr; worker_processes 1;
-events { worker_connections 512; }
-http {
-  access_log off; client_body_temp_path %[1]s/body; proxy_temp_path %[1]s/ptemp;
-  fastcgi_temp_path %[1]s/f; uwsgi_temp_path %[1]s/u; scgi_temp_path %[1]s/s;
-  map $http_upgrade $connection_upgrade { default upgrade; '' close; }
-  server {
-    listen %[2]s:8443 ssl; ssl_certificate %[3]s; ssl_certificate_key %[4]s;
-    client_max_body_size 0;
-    location / {
-      proxy_pass http://127.0.0.1:8080; proxy_http_version 1.1; proxy_buffering off; proxy_request_buffering off;
-      proxy_set_header Host $http_host; proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-      proxy_set_header X-Forwarded-Proto https;
-      proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection_upgrade; proxy_read_timeout 1h;
-    }
-  }
-}`, w.dir, srvAddr, crt, key)
+	text := Nginx{Dir: w.dir, Listen: srvAddr + ":8443", Cert: crt, Key: key, Server: "127.0.0.1:8080"}.Config()
 	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}

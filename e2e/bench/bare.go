@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -65,7 +66,10 @@ func bareBroker(s settings, ready func(...string)) error {
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	go func() { _ = http.Serve(debug, mux) }() // until the process ends
 	ready(ws.Address(), spare.Addr().String(), debug.Addr().String())
-	return http.Serve(tls.NewListener(spare, cfg), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	if cfg != nil {
+		spare = tls.NewListener(spare, cfg)
+	}
+	return http.Serve(spare, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c, err := new(websocket.Upgrader).Upgrade(w, r, nil)
 		if err != nil {
 			return // it has answered
@@ -96,7 +100,7 @@ func bareClients(s settings, ready func(...string)) error {
 			c, err := dialBare(d, mqttAddr, fmt.Sprintf("%s%05d", host, i))
 			if err == nil {
 				go c.idle()
-				_, _, err = d.Dial("wss://"+spareAddr, nil)
+				_, err = dialWS(d, spareAddr)
 			}
 			errs <- err
 		})
@@ -118,8 +122,18 @@ type bareClient struct {
 	host string
 }
 
+// dialWS dials with TLS if d has a configuration of it.
+func dialWS(d *websocket.Dialer, addr string) (*websocket.Conn, error) {
+	scheme := "ws"
+	if d.TLSClientConfig != nil {
+		scheme = "wss"
+	}
+	ws, _, err := d.Dial(scheme+"://"+addr, nil)
+	return ws, err
+}
+
 func dialBare(d *websocket.Dialer, addr, host string) (*bareClient, error) {
-	ws, _, err := d.Dial("wss://"+addr, nil)
+	ws, err := dialWS(d, addr)
 	if err != nil {
 		return nil, err
 	}
@@ -200,6 +214,55 @@ func (c *bareClient) echo() (float64, error) {
 	}
 	err := c.hear(0x30)
 	return time.Since(start).Seconds() * 1e3, err
+}
+
+// weigh lets the fleet in and returns what one of its hosts takes of the server's
+// memory, and what bare connections of one would, in KiB.
+func (c *crowd) weigh() (ours, bare float64, err error) {
+	objects, stacks, err := memory(debugAddr)
+	if err != nil {
+		return 0, 0, err
+	}
+	if err := c.join(); err != nil {
+		return 0, 0, err
+	}
+	after, afterStacks, err := memory(debugAddr)
+	if err != nil {
+		return 0, 0, err
+	}
+	bareObjects, bareStacks, err := c.bare()
+	if err != nil {
+		return 0, 0, err
+	}
+	each := float64(c.n) * 1024
+	objects, stacks = (after-objects)/each, (afterStacks-stacks)/each
+	fmt.Fprintf(os.Stderr, "an idle host: %.1f KiB of objects, %.1f of stacks; bare: %.1f and %.1f\n", objects, stacks, bareObjects, bareStacks)
+	return objects + stacks, bareObjects + bareStacks, nil
+}
+
+// bare is what as many bare connections hold, each, in KiB, and keeps them for
+// no longer.
+func (c *crowd) bare() (objects, stacks float64, err error) {
+	broker, err := c.b.start(settings{Role: "bare broker", Plain: c.plain})
+	if err != nil {
+		return 0, 0, err
+	}
+	defer broker.stop()
+	before, beforeStacks, err := memory(broker.addrs[2])
+	if err != nil {
+		return 0, 0, err
+	}
+	const most = 2000 // they scale, and take files
+	n := min(c.n, most)
+	clients, err := c.b.start(settings{Role: "bare clients", To: broker.addrs[0] + " " + broker.addrs[1], Hosts: n, Plain: c.plain})
+	if err != nil {
+		return 0, 0, err
+	}
+	defer clients.stop()
+	time.Sleep(5 * time.Second)
+	after, afterStacks, err := memory(broker.addrs[2])
+	each := float64(n) * 1024
+	return (after - before) / each, (afterStacks - beforeStacks) / each, err
 }
 
 // memory is what a Go program holds after a collection, in bytes: objects, and

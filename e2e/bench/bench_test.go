@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"crypto/sha256"
+	"crypto/tls"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -74,18 +76,24 @@ func TestPairsTakeTurns(t *testing.T) {
 }
 
 func TestABareBrokerAnswers(t *testing.T) {
-	dir := t.TempDir()
-	if err := writeCertificate(dir); err != nil {
+	for _, plain := range []bool{false, true} {
+		t.Run(fmt.Sprintf("plain %v", plain), func(t *testing.T) { bareBrokerAnswers(t, settings{Dir: t.TempDir(), Plain: plain}) })
+	}
+}
+
+func bareBrokerAnswers(t *testing.T, s settings) {
+	if err := writeCertificate(s.Dir); err != nil {
 		t.Fatal(err)
 	}
 	addrs := make(chan []string, 1)
-	go func() { _ = bareBroker(settings{Dir: dir}, func(a ...string) { addrs <- a }) }()
+	go func() { _ = bareBroker(s, func(a ...string) { addrs <- a }) }()
 	at := <-addrs
-	cfg, err := settings{Dir: dir}.tlsConfig()
+	cfg, err := s.tlsConfig()
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := dialBare(&websocket.Dialer{TLSClientConfig: cfg, Subprotocols: []string{"mqtt"}}, at[0], host)
+	d := &websocket.Dialer{TLSClientConfig: cfg, Subprotocols: []string{"mqtt"}}
+	c, err := dialBare(d, at[0], host)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,6 +102,14 @@ func TestABareBrokerAnswers(t *testing.T) {
 		if ms, err := c.echo(); err != nil || ms <= 0 {
 			t.Errorf("a message took %v ms, %v", ms, err)
 		}
+	}
+	spare, err := dialWS(d, at[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer spare.Close()
+	if _, ok := spare.NetConn().(*tls.Conn); ok == s.Plain {
+		t.Errorf("the spare stream is by TLS: %v", ok)
 	}
 	if objects, stacks, err := memory(at[2]); err != nil || objects < 1<<16 || stacks < 1<<14 {
 		t.Errorf("it holds %v and %v bytes, %v", objects, stacks, err)

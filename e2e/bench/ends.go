@@ -32,7 +32,8 @@ type settings struct {
 	Target string        // where an agent that dials its gateway leads its streams
 	Delay  time.Duration // of role delay, one way
 
-	Hosts int // of role bare clients
+	Hosts int  // of role bare clients
+	Plain bool // of roles bare broker and bare clients: no TLS
 
 	Profile string // folder for a CPU profile; empty: none
 }
@@ -179,8 +180,11 @@ func writeCertificate(dir string) error {
 	return os.WriteFile(filepath.Join(dir, "cert.pem"), text, 0o600)
 }
 
-// tlsConfig serves both sides of a connection.
+// tlsConfig serves both sides of a connection; nil: it is plain.
 func (s settings) tlsConfig() (*tls.Config, error) {
+	if s.Plain {
+		return nil, nil
+	}
 	file := filepath.Join(s.Dir, "cert.pem")
 	cert, err := tls.LoadX509KeyPair(file, file)
 	if err != nil {

@@ -38,6 +38,7 @@ type crowd struct {
 	api   *sim.API
 	parts *sim.Parts
 	cfg   sim.FleetConfig
+	plain bool // nginx ends TLS
 
 	// Before they came:
 	quiet float64 // p99 of a key in a terminal, ms
@@ -54,33 +55,68 @@ func fleet(b *bench) error {
 	if err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("/dev/shm", "rgbench") // a disk of the simulation's would be measured
+	c, err := b.crowd(s, b.fleetSize())
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	ca, err := os.ReadFile(filepath.Join(s.dir, "ca.pem"))
-	if err != nil {
-		return err
-	}
-	c := &crowd{b: b, s: s, n: b.fleetSize(), cfg: sim.FleetConfig{Server: "https://" + serverAddr, CA: ca, Dir: dir, Step: time.Second}}
-	if c.api, err = sim.NewAPI(c.cfg.Server, s.token, ca); err != nil {
-		return err
-	}
-	defer func() {
-		if c.parts != nil {
-			c.parts.Stop()
-		}
-	}()
+	defer c.leave()
 	if _, err := s.remotegpu("env", "create", "shell", "--image", image); err != nil {
 		return err
 	}
-	for _, step := range []func() error{c.before, c.join, c.steady, c.load, c.typing, c.change, c.create, c.list, c.kill} {
+	for _, step := range []func() error{c.before, c.weighed, c.steady, c.load, c.typing, c.change, c.create, c.list, c.kill} {
 		if err := step(); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// proxied weighs an idle host where nginx ends TLS. A host has four
+// connections there, and memory scales: a quarter of the fleet is enough.
+func proxied(b *bench) error {
+	b.sys.stop() // it listens at the same place
+	b.sys = nil
+	s, err := b.behindNginx()
+	if err != nil {
+		return err
+	}
+	defer s.stop()
+	c, err := b.crowd(s, min(b.fleetSize(), 2500))
+	if err != nil {
+		return err
+	}
+	defer c.leave()
+	c.plain = true
+	ours, bare, err := c.weigh()
+	if err == nil {
+		const name = "memory of an idle host on the server, MQTT and a spare stream, TLS ended by nginx"
+		b.bound(name, "KiB", ours, 90)
+		b.against(name+", against bare mochi and WebSocket", "KiB", atMost(1.3), ours, bare)
+	}
+	return err
+}
+
+// crowd makes one that has no hosts yet, for leave to end.
+func (b *bench) crowd(s *system, n int) (*crowd, error) {
+	dir, err := os.MkdirTemp("/dev/shm", "rgbench") // a disk of the simulation's would be measured
+	if err != nil {
+		return nil, err
+	}
+	c := &crowd{b: b, s: s, n: n, cfg: sim.FleetConfig{Server: "https://" + serverAddr, Dir: dir, Step: time.Second}}
+	if c.cfg.CA, err = os.ReadFile(filepath.Join(s.dir, "ca.pem")); err == nil {
+		c.api, err = sim.NewAPI(c.cfg.Server, s.token, c.cfg.CA)
+	}
+	if err != nil {
+		c.leave()
+	}
+	return c, err
+}
+
+func (c *crowd) leave() {
+	if c.parts != nil {
+		c.parts.Stop()
+	}
+	os.RemoveAll(c.cfg.Dir)
 }
 
 // bound is a figure whose baseline is what it may be.
@@ -127,13 +163,18 @@ func (c *crowd) typing() error {
 	return err
 }
 
-// join lets the fleet in and weighs it against as many bare connections.
+// weighed lets the fleet in and makes a figure of its weight.
+func (c *crowd) weighed() error {
+	ours, bare, err := c.weigh()
+	if err == nil {
+		c.b.against("memory of an idle host on the server, MQTT and a spare stream by TLS, against bare mochi and WebSocket", "KiB", atMost(1.3), ours, bare)
+	}
+	return err
+}
+
+// join lets the fleet in.
 func (c *crowd) join() error {
 	token, err := c.api.JoinToken(context.Background(), c.n)
-	if err != nil {
-		return err
-	}
-	objects, stacks, err := memory(debugAddr)
 	if err != nil {
 		return err
 	}
@@ -149,44 +190,7 @@ func (c *crowd) join() error {
 	}
 	fmt.Fprintf(os.Stderr, "%d hosts have joined in %v\n", c.n, time.Since(start).Round(time.Second))
 	time.Sleep(c.rest()) // all have their spare stream, and have said once that nothing is new
-	after, afterStacks, err := memory(debugAddr)
-	if err != nil {
-		return err
-	}
-	bareObjects, bareStacks, err := c.bare()
-	if err != nil {
-		return err
-	}
-	each := func(bytes float64) float64 { return bytes / float64(c.n) / 1024 }
-	objects, stacks = each(after-objects), each(afterStacks-stacks)
-	fmt.Fprintf(os.Stderr, "an idle host: %.1f KiB of objects, %.1f of stacks; bare: %.1f and %.1f\n", objects, stacks, bareObjects, bareStacks)
-	c.b.against("memory of an idle host on the server, MQTT and a spare stream by TLS, against bare mochi and WebSocket", "KiB", atMost(1.3), objects+stacks, bareObjects+bareStacks)
 	return nil
-}
-
-// bare is what as many bare connections hold, each, in KiB, and keeps them for
-// no longer.
-func (c *crowd) bare() (objects, stacks float64, err error) {
-	broker, err := c.b.start(settings{Role: "bare broker"})
-	if err != nil {
-		return 0, 0, err
-	}
-	defer broker.stop()
-	before, beforeStacks, err := memory(broker.addrs[2])
-	if err != nil {
-		return 0, 0, err
-	}
-	const most = 2000 // they scale, and take files
-	n := min(c.n, most)
-	clients, err := c.b.start(settings{Role: "bare clients", To: broker.addrs[0] + " " + broker.addrs[1], Hosts: n})
-	if err != nil {
-		return 0, 0, err
-	}
-	defer clients.stop()
-	time.Sleep(5 * time.Second)
-	after, afterStacks, err := memory(broker.addrs[2])
-	each := float64(n) * 1024
-	return (after - before) / each, (afterStacks - beforeStacks) / each, err
 }
 
 // load is what the fleet adds to the CPU of server and PostgreSQL while nothing

@@ -46,6 +46,7 @@ var groups = []struct {
 	{"terminal", keystrokes},
 	{"resume", resumption},
 	{"fleet", fleet},
+	{"proxied", proxied},
 }
 
 // bench is one run.

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/remotegpu/remotegpu/e2e"
 )
 
 // Where the system listens. Nothing else does: the run has a network of its own.
@@ -23,6 +25,7 @@ const (
 	serverAddr = "127.0.0.1:8443"
 	sshAddr    = "127.0.0.1:2222"
 	debugAddr  = "127.0.0.1:6060"
+	plainAddr  = "127.0.0.1:8080" // of a server whose TLS nginx ends
 	repository = serverAddr + "/default/busybox"
 	image      = repository + ":1"
 )
@@ -31,9 +34,10 @@ const (
 // their own and a small image in the registry. The run is its host.
 type system struct {
 	dir, bin   string
-	containerd string // its socket
-	token      string // of an admin
-	key        string // file of a private key whose public one the gateway knows
+	containerd string   // its socket
+	behind     []string // flags of a server that does not end TLS itself
+	token      string   // of an admin
+	key        string   // file of a private key whose public one the gateway knows
 	started    []*exec.Cmd
 	server     *exec.Cmd // one of them, and the agent
 	agent      *exec.Cmd
@@ -59,6 +63,32 @@ func (b *bench) system() (*system, error) {
 		}
 	}
 	b.sys = s
+	return s, nil
+}
+
+// behindNginx starts a server alone, where nginx ends TLS.
+func (b *bench) behindNginx() (s *system, err error) {
+	if !inside() {
+		return nil, errors.New("it takes a network of its own, which needs root: run 'sudo make bench'")
+	}
+	s = &system{dir: filepath.Join(b.dir, "proxied"), behind: []string{"--behind-proxy", "--listen", plainAddr}}
+	if s.bin, err = filepath.Abs(b.bin); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(s.dir, 0o755); err != nil {
+		return nil, err
+	}
+	cert, conf := filepath.Join(b.dir, "cert.pem"), filepath.Join(s.dir, "nginx.conf")
+	text := e2e.Nginx{Dir: s.dir, Listen: serverAddr, Cert: cert, Key: cert, Server: plainAddr}.Config()
+	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+		return nil, err
+	}
+	for _, step := range []func() error{func() error { return s.start("nginx", "-c", conf) }, s.startServer, s.login} {
+		if err := step(); err != nil {
+			s.stop()
+			return nil, err
+		}
+	}
 	return s, nil
 }
 
@@ -128,9 +158,9 @@ func (s *system) remotegpu(args ...string) (string, error) {
 }
 
 func (s *system) startServer() error {
-	err := s.start(filepath.Join(s.bin, "remotegpu"), "server", "--data-dir", filepath.Join(s.dir, "server"),
-		"--url", "https://"+serverAddr, "--listen", serverAddr, "--ssh-listen", sshAddr, "--debug-listen", debugAddr)
-	if err != nil {
+	args := []string{"server", "--data-dir", filepath.Join(s.dir, "server"),
+		"--url", "https://" + serverAddr, "--listen", serverAddr, "--ssh-listen", sshAddr, "--debug-listen", debugAddr}
+	if err := s.start(filepath.Join(s.bin, "remotegpu"), append(args, s.behind...)...); err != nil {
 		return fmt.Errorf("%w ('make build' builds it)", err)
 	}
 	s.server = s.started[0]
