@@ -54,7 +54,7 @@ func (s *Service) tunnel(api *web.API, w http.ResponseWriter, r *http.Request) {
 // sentence turns what the tunnel says into what a person can use.
 func sentence(env environment.Environment, err error) error {
 	if (place{env}).isHost() {
-		return hostSentence(host.Host{Name: env.Name}, err)
+		return hostSentence(host.Host{Machine: host.Machine{Name: env.Name}}, err)
 	}
 	var refused *tunnel.Refused
 	switch {

@@ -106,7 +106,7 @@ func TestEndToEnd(t *testing.T) {
 		if name != "lab" {
 			return host.Host{}, errs.E(errs.NotFound, "There is no host "+name+".")
 		}
-		return host.Host{ID: hostID, Name: name}, nil
+		return host.Host{Machine: host.Machine{ID: hostID, Name: name}}, nil
 	}
 	for _, as := range []string{"box", "box.rg"} {
 		c, err := w.dialEnd("to=box", as)

@@ -13,7 +13,7 @@ import (
 type listInput struct {
 	Status string `query:"status" enum:"online,offline,maintenance,error"`
 	Search string `query:"search" maxLength:"100" doc:"Text in name, hostname, address or GPU"`
-	Label  string `query:"label" maxLength:"200" doc:"key=value"`
+	Label  string `query:"label" maxLength:"200" doc:"key=value, or key"`
 	After  string `query:"after" maxLength:"100" doc:"Name of the last host of the page before"`
 	Limit  int    `query:"limit" default:"100" minimum:"1" maximum:"1000"`
 }
@@ -62,9 +62,8 @@ func (s *Service) Routes(api *web.API) {
 			return s.Enroll(ctx, c, in.Body)
 		})
 	web.Register(api, web.Route{Method: http.MethodGet, Path: "/api/v1/hosts", Action: auth.HostList, Summary: "List hosts by name"},
-		func(ctx context.Context, c auth.Caller, in *listInput) (web.List[Host], error) {
-			all, err := s.List(ctx, c, Filter(*in))
-			return web.Items(all), err
+		func(ctx context.Context, c auth.Caller, in *listInput) (web.Encoded[web.List[Host]], error) {
+			return s.List(ctx, c, Filter(*in))
 		})
 	web.Register(api, web.Route{Method: http.MethodGet, Path: "/api/v1/hosts/{host}", Action: auth.HostList, Summary: "Show a host"},
 		func(ctx context.Context, c auth.Caller, in *hostPath) (Host, error) { return s.Find(ctx, c, in.Host) })

@@ -1,7 +1,7 @@
 package host
 
 import (
-	"encoding/json"
+	"bytes"
 	"testing"
 
 	"github.com/remotegpu/remotegpu/control/auth"
@@ -31,14 +31,10 @@ func BenchmarkList(b *testing.B) {
 	}
 	page := func(f Filter, want int) func() error {
 		return func() error {
-			all, err := w.List(b.Context(), auth.System("bench"), f)
-			if err != nil {
-				return err
+			page, err := w.List(b.Context(), auth.System("bench"), f)
+			if n := bytes.Count(page, []byte(`"hostname"`)); err == nil && n != want {
+				b.Errorf("%+v gives %d hosts, want %d", f, n, want)
 			}
-			if len(all) != want {
-				b.Errorf("%+v gives %d hosts, want %d", f, len(all), want)
-			}
-			_, err = json.Marshal(all)
 			return err
 		}
 	}

@@ -60,7 +60,7 @@ func (s *Service) join(ctx context.Context, tx pg.Tx, c auth.Caller, e protocol.
 	if err != nil {
 		return "", "", "", err
 	}
-	h := Host{ID: protocol.NewID(protocol.PrefixHost), State: Active, Labels: t.Labels, Address: c.Remote}
+	h := Host{Machine: Machine{ID: protocol.NewID(protocol.PrefixHost), State: Active, Labels: t.Labels, Address: c.Remote}}
 	if t.Approval {
 		h.State = Pending
 	}
@@ -74,7 +74,10 @@ func (s *Service) join(ctx context.Context, tx pg.Tx, c auth.Caller, e protocol.
 	if err := audit.Record(ctx, tx, c, auth.HostEnroll, h.ID, "", map[string]any{"name": h.Name, "token": t.ID}); err != nil {
 		return "", "", "", err
 	}
-	return h.ID, h.Name, h.State, ownEvent(ctx, tx, h.ID, protocol.SeverityNormal, "Joined", "The host joined the fleet.")
+	if err := ownEvent(ctx, tx, h.ID, protocol.SeverityNormal, "Joined", "The host joined the fleet."); err != nil {
+		return "", "", "", err
+	}
+	return h.ID, h.Name, h.State, pg.Notify(ctx, tx, Changed, h.ID)
 }
 
 // freeName returns the wished name, which must be free, or one like the

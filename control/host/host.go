@@ -56,13 +56,18 @@ func (s State) Next(verb string) (State, error) {
 
 // Host is a machine of the fleet.
 type Host struct {
+	Machine
+	Pulse
+}
+
+// Machine is what changes seldom of a host.
+type Machine struct {
 	ID           string            `db:"id" json:"id"`
 	Name         string            `db:"name" json:"name"`
 	State        State             `db:"state" json:"state" enum:"pending,active,cordoned,draining,maintenance,retired"`
 	Status       string            `db:"status" json:"status" enum:"online,offline,maintenance,error"`
 	Health       string            `db:"health" json:"health" enum:"healthy,degraded,unhealthy"`
 	HealthReason string            `db:"health_reason" json:"health_reason,omitempty"`
-	LastSeen     *time.Time        `db:"last_seen" json:"last_seen,omitempty"`
 	RegisteredAt time.Time         `db:"registered_at" json:"registered_at"`
 	Address      string            `db:"address" json:"address,omitempty" doc:"As the control plane saw it"`
 	Hostname     string            `db:"hostname" json:"hostname"`
@@ -74,13 +79,8 @@ type Host struct {
 	Deployment   string            `db:"deployment" json:"deployment" enum:"traditional,kubernetes,hybrid"`
 	CPUModel     string            `db:"cpu_model" json:"cpu_model"`
 	CPUs         int               `db:"cpus" json:"cpus"`
-	CPUPercent   float32           `db:"cpu_percent" json:"cpu_percent"`
-	Load1        float32           `db:"load1" json:"load1"`
 	Memory       int64             `db:"memory" json:"memory" doc:"Bytes"`
-	MemoryUsed   int64             `db:"memory_used" json:"memory_used"`
 	Disk         int64             `db:"disk" json:"disk" doc:"Bytes"`
-	DiskUsed     int64             `db:"disk_used" json:"disk_used"`
-	Uptime       int64             `db:"uptime" json:"uptime" doc:"Seconds"`
 	Runtime      string            `db:"runtime" json:"runtime"`
 	Driver       string            `db:"driver" json:"driver,omitempty"`
 	CUDA         string            `db:"cuda" json:"cuda,omitempty"`
@@ -89,9 +89,19 @@ type Host struct {
 	Labels       map[string]string `db:"labels" json:"labels"`
 	Tags         []string          `db:"tags" json:"tags"`
 	Groups       []string          `db:"groups" json:"groups"`
-	Observed     int64             `db:"observed" json:"observed" doc:"Generation of the document that its agent has"`
-	Applied      int64             `db:"applied" json:"applied" doc:"Generation that its containers agree with"`
 	GPUs         []GPU             `db:"-" json:"gpus"`
+}
+
+// Pulse is what a host reports all the time; lists have it as it was seconds ago.
+type Pulse struct {
+	LastSeen   *time.Time `db:"last_seen" json:"last_seen,omitempty"`
+	CPUPercent float32    `db:"cpu_percent" json:"cpu_percent"`
+	Load1      float32    `db:"load1" json:"load1"`
+	MemoryUsed int64      `db:"memory_used" json:"memory_used" doc:"Bytes"`
+	DiskUsed   int64      `db:"disk_used" json:"disk_used" doc:"Bytes"`
+	Uptime     int64      `db:"uptime" json:"uptime" doc:"Seconds"`
+	Observed   int64      `db:"observed" json:"observed" doc:"Generation of the document that its agent has"`
+	Applied    int64      `db:"applied" json:"applied" doc:"Generation that its containers agree with"`
 }
 
 // GPU is a device of a host.

@@ -245,9 +245,9 @@ func TestUpdateAndList(t *testing.T) {
 		{Filter{Limit: 1}, []string{"alpha"}},
 		{Filter{Search: "'; drop table hosts --"}, nil},
 	} {
-		all, err := w.List(t.Context(), admin, c.f)
-		if err != nil || len(all) != len(c.want) {
-			t.Errorf("%+v: %d hosts, %v, want %v", c.f, len(all), err, c.want)
+		all := w.list(c.f)
+		if len(all) != len(c.want) {
+			t.Errorf("%+v: %d hosts, want %v", c.f, len(all), c.want)
 			continue
 		}
 		for i := range all {

@@ -2,7 +2,10 @@ package host
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"slices"
+	"sort"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -13,84 +16,113 @@ import (
 // Filter narrows a list of hosts; zero fields mean any.
 type Filter struct {
 	Status string
-	Search string // in name, hostname, address or GPU
-	Label  string // key=value
+	Search string // in name, hostname, address or GPU, in any case
+	Label  string // key=value, or key
 	After  string // name, for paging
 	Limit  int    // 0: 100
 }
 
-// where returns the condition on rows of hosts h, with its arguments; models are
-// the names of GPUs that the search finds.
-func (f Filter) where(models []string) (string, []any) {
-	conditions, args := []string{"h.state <> 'retired'"}, []any{}
-	arg := func(value any) string {
-		args = append(args, value)
-		return fmt.Sprintf("$%d", len(args))
-	}
-	if f.After != "" {
-		conditions = append(conditions, "h.name > "+arg(f.After))
-	}
-	if f.Status != "" {
-		conditions = append(conditions, status+" = "+arg(f.Status))
+// match reports whether a host is wanted. Search is in small letters.
+func (f Filter) match(e *entry) bool {
+	if f.Status != "" && f.Status != e.status {
+		return false
 	}
 	if f.Label != "" {
-		conditions = append(conditions, strings.ReplaceAll("h.labels ->> split_part($?, '=', 1) = substr($?, strpos($?, '=') + 1)", "$?", arg(f.Label)))
-	}
-	if f.Search != "" {
-		found := strings.ReplaceAll("h.name ilike '%' || $? || '%' or h.hostname ilike '%' || $? || '%' or h.address ilike '%' || $? || '%'", "$?", arg(f.Search))
-		if len(models) > 0 { // a scalar: looked up for each host until the page is full, and not for all before
-			found += " or (select true from gpus where host_id = h.id and name = any(" + arg(models) + ") limit 1)"
+		key, want, exact := strings.Cut(f.Label, "=")
+		if got, has := e.labels[key]; !has || exact && got != want {
+			return false
 		}
-		conditions = append(conditions, "("+found+")")
 	}
-	return strings.Join(conditions, " and "), args
+	return strings.Contains(e.text, f.Search)
 }
 
-// models returns the names of GPUs in which there is search, by jumping from each
-// name to the next.
-func models(ctx context.Context, db pg.DB, search string) ([]string, error) {
-	if search == "" {
-		return nil, nil
-	}
-	rows, err := db.Query(ctx, `with recursive models as ((select name from gpus order by name limit 1)
-		union all select (select name from gpus where name > m.name order by name limit 1) from models m where m.name is not null)
-		select name from models where name ilike '%' || $1 || '%'`, search)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowTo[string])
-}
-
-// list returns a page of hosts: what is derived and joined is so for those alone
-// that are on it.
-func list(ctx context.Context, db pg.DB, f Filter) ([]Host, error) {
+// page returns the JSON of a list of hosts by name.
+func (r *roster) page(f Filter) ([]byte, error) {
 	if f.Limit <= 0 || f.Limit > 1000 {
 		f.Limit = 100
 	}
-	found, err := models(ctx, db, f.Search)
+	f.Search = strings.ToLower(f.Search)
+	machines, pulses, size := r.choose(f)
+	out := append(make([]byte, 0, size), `{"items":[`...)
+	for i, m := range machines {
+		p, err := json.Marshal(&pulses[i])
+		if err != nil {
+			return nil, fmt.Errorf("encode what a host reports: %w", err)
+		}
+		if i > 0 {
+			out = append(out, ',')
+		}
+		out = append(append(append(out, m[:len(m)-1]...), ','), p[1:]...) // two objects as one
+	}
+	return append(out, `]}`...), nil
+}
+
+// choose returns what to show of the hosts on a page, and about how much that is.
+func (r *roster) choose(f Filter) (machines [][]byte, pulses []Pulse, size int) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	first := 0
+	if f.After != "" {
+		first = sort.Search(len(r.hosts), func(i int) bool { return r.hosts[i].name > f.After })
+	}
+	for _, e := range r.hosts[first:] {
+		if len(machines) == f.Limit {
+			break
+		}
+		if f.match(e) {
+			machines, pulses = append(machines, e.machine), append(pulses, e.pulse)
+			size += len(e.machine) + 200
+		}
+	}
+	return machines, pulses, size + 20
+}
+
+// known is a host as a roster reads it.
+type known struct {
+	Host
+	Version int64 `db:"version"` // of its row
+}
+
+// readRoster returns hosts that are not retired, with their GPUs: those with these
+// ids, or with nil all whose id is greater than after, at most so many.
+func readRoster(ctx context.Context, db pg.DB, ids []string, after string, most int) ([]known, error) {
+	rows, err := db.Query(ctx, "select "+columns+", h.xmin::text::bigint version"+from+
+		"where h.state <> 'retired' and ($1::text[] is null or h.id = any($1)) and h.id > $2 order by h.id limit $3", ids, after, most)
 	if err != nil {
 		return nil, err
 	}
-	where, args := f.where(found)
-	sql := fmt.Sprintf("select %s %s join (select h.id from hosts h where %s order by h.name limit %d) page on page.id = h.id order by h.name", columns, from, where, f.Limit)
-	rows, err := db.Query(ctx, sql, args...)
-	if err != nil {
-		return nil, err
-	}
-	hosts, err := pgx.CollectRows(rows, pgx.RowToStructByName[Host])
+	hosts, err := pgx.CollectRows(rows, pgx.RowToStructByName[known])
 	if err != nil || len(hosts) == 0 {
 		return hosts, err
 	}
-	ids, place := make([]string, len(hosts)), map[string]int{}
+	found, place := make([]string, len(hosts)), make(map[string]int, len(hosts))
 	for i := range hosts {
-		ids[i], place[hosts[i].ID], hosts[i].GPUs = hosts[i].ID, i, []GPU{}
+		found[i], place[hosts[i].ID], hosts[i].GPUs = hosts[i].ID, i, []GPU{}
 	}
-	gpus, err := gpusOf(ctx, db, ids)
+	gpus, err := gpusOf(ctx, db, found)
 	for _, g := range gpus {
-		i := place[g.Host]
-		hosts[i].GPUs = append(hosts[i].GPUs, g)
+		h := &hosts[place[g.Host]]
+		h.GPUs = append(h.GPUs, g)
 	}
 	return hosts, err
+}
+
+// beat is what a host reports, and the version of its row.
+type beat struct {
+	id      string
+	version int64
+	pulse   Pulse
+}
+
+func readBeats(ctx context.Context, db pg.DB) ([]beat, error) {
+	rows, err := db.Query(ctx, "select h.id, h.xmin::text::bigint, "+pulse+pulseFrom+"where h.state <> 'retired'")
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (b beat, err error) {
+		p := &b.pulse
+		return b, row.Scan(&b.id, &b.version, &p.LastSeen, &p.CPUPercent, &p.Load1, &p.MemoryUsed, &p.DiskUsed, &p.Uptime, &p.Observed, &p.Applied)
+	})
 }
 
 func gpusOf(ctx context.Context, db pg.DB, hosts []string) ([]GPU, error) {
@@ -107,4 +139,15 @@ func gpusOf(ctx context.Context, db pg.DB, hosts []string) ([]GPU, error) {
 		return nil
 	})
 	return all, err
+}
+
+// searched is what a search looks in.
+func searched(h *Host) string {
+	words := []string{h.Name, h.Hostname, h.Address}
+	for i := range h.GPUs {
+		if !slices.Contains(words[3:], h.GPUs[i].Name) {
+			words = append(words, h.GPUs[i].Name)
+		}
+	}
+	return strings.ToLower(strings.Join(words, "\n"))
 }

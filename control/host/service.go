@@ -10,6 +10,7 @@ import (
 	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/errs"
 	"github.com/remotegpu/remotegpu/control/pg"
+	"github.com/remotegpu/remotegpu/control/web"
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
@@ -36,14 +37,12 @@ type Service struct {
 	cfg  Config
 	log  *slog.Logger
 
-	pages *pg.Shared[Filter, []Host] // consoles ask for the same few again and again
+	roster *roster
 }
 
 // New returns the service on pool.
 func New(pool *pg.Pool, cfg Config, log *slog.Logger) *Service {
-	s := &Service{pool: pool, cfg: cfg, log: log}
-	s.pages = pg.NewShared(func(ctx context.Context, f Filter) ([]Host, error) { return list(ctx, pool, f) })
-	return s
+	return &Service{pool: pool, cfg: cfg, log: log, roster: newRoster(pool, log)}
 }
 
 func (s *Service) replica(host string) string {
@@ -53,12 +52,15 @@ func (s *Service) replica(host string) string {
 	return s.cfg.Replica(host)
 }
 
-// List returns hosts by name.
-func (s *Service) List(ctx context.Context, c auth.Caller, f Filter) ([]Host, error) {
+// Follow keeps what lists show up to date until ctx ends: in every replica.
+func (s *Service) Follow(ctx context.Context) error { return s.roster.feed.Run(ctx) }
+
+// List returns hosts by name, while Follow runs.
+func (s *Service) List(ctx context.Context, c auth.Caller, f Filter) (web.Encoded[web.List[Host]], error) {
 	if err := c.Require(auth.HostList, ""); err != nil {
 		return nil, err
 	}
-	return s.pages.Get(ctx, f)
+	return s.roster.get(ctx, f)
 }
 
 // Find returns a host given by name or id.

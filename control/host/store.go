@@ -14,22 +14,25 @@ import (
 
 // columns derive status and health, so that they can never disagree with what
 // they come from.
-const columns = `h.id, h.name, h.state, greatest(h.last_seen, u.at) last_seen, h.registered_at, h.address, h.hostname, h.addresses, h.os, h.os_version,
+const columns = `h.id, h.name, h.state, h.registered_at, h.address, h.hostname, h.addresses, h.os, h.os_version,
 	h.kernel, h.arch, h.deployment, h.cpu_model, h.cpus, h.memory, h.disk, h.runtime, h.driver, h.cuda, h.agent, h.clock_offset,
 	h.labels, h.tags, h.groups,
-	coalesce(u.cpu_percent, 0) cpu_percent, coalesce(u.load1, 0) load1, coalesce(u.memory_used, 0) memory_used,
-	coalesce(u.disk_used, 0) disk_used, coalesce(u.uptime, 0) uptime,
-	coalesce(d.observed, 0) observed, coalesce(d.applied, 0) applied,
 	` + status + ` status,
 	case when not h.online then 'unhealthy' when g.bad > 0 or abs(h.clock_offset) > 30000 then 'degraded' else 'healthy' end health,
 	case when not h.online then 'not connected' when g.bad > 0 then g.bad || ' GPU(s) unhealthy'
-	     when abs(h.clock_offset) > 30000 then 'clock is ' || h.clock_offset / 1000 || ' s off' else '' end health_reason`
+	     when abs(h.clock_offset) > 30000 then 'clock is ' || h.clock_offset / 1000 || ' s off' else '' end health_reason, ` + pulse
+
+const pulse = `greatest(h.last_seen, u.at) last_seen,
+	coalesce(u.cpu_percent, 0) cpu_percent, coalesce(u.load1, 0) load1, coalesce(u.memory_used, 0) memory_used,
+	coalesce(u.disk_used, 0) disk_used, coalesce(u.uptime, 0) uptime,
+	coalesce(d.observed, 0) observed, coalesce(d.applied, 0) applied`
 
 // status says what a person sees of state and presence.
 const status = "case when h.state = 'maintenance' then 'maintenance' when h.online then 'online' else 'offline' end"
 
-const from = ` from hosts h left join host_usage u on u.host_id = h.id left join desired_documents d on d.host_id = h.id
-	cross join lateral (select count(*) bad from gpus where host_id = h.id and not (healthy and present)) g `
+const pulseFrom = ` from hosts h left join host_usage u on u.host_id = h.id left join desired_documents d on d.host_id = h.id `
+
+const from = pulseFrom + `cross join lateral (select count(*) bad from gpus where host_id = h.id and not (healthy and present)) g `
 
 const gpuColumns = `g.uuid, g.host_id, g.index, g.name, g.brand, g.architecture, g.memory, g.cuda_cores, g.capability,
 	g.power_limit, g.temp_limit, g.mig, g.numa_node, g.pci, g.health_message,

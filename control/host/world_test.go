@@ -2,6 +2,7 @@ package host
 
 import (
 	"crypto/ed25519"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/remotegpu/remotegpu/control/errs"
 	"github.com/remotegpu/remotegpu/control/pg"
 	"github.com/remotegpu/remotegpu/control/pgtest"
+	"github.com/remotegpu/remotegpu/control/web"
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
@@ -35,6 +37,7 @@ func newWorld(t testing.TB) *world {
 		Keys: [][]byte{{1, 2, 3}}, Registry: "gpu.example.org:443",
 		Replica: func(string) string { return "rep_here" },
 	}, slog.New(slog.DiscardHandler))
+	go w.Follow(t.Context())
 	return w
 }
 
@@ -99,6 +102,19 @@ func (w *world) get(name string) Host {
 		w.t.Fatal(err)
 	}
 	return h
+}
+
+func (w *world) list(f Filter) []Host {
+	w.t.Helper()
+	page, err := w.List(w.t.Context(), admin, f)
+	var all web.List[Host]
+	if err == nil {
+		err = json.Unmarshal(page, &all)
+	}
+	if err != nil {
+		w.t.Errorf("%+v: %v", f, err)
+	}
+	return all.Items
 }
 
 func (w *world) count(sql string, args ...any) (n int) {

@@ -12,12 +12,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"math/rand/v2"
 	"net"
-	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -180,92 +177,3 @@ func IsData(err error) bool { return strings.HasPrefix(Code(err), "22") }
 
 // IsNone reports whether err says that a query returned no row.
 func IsNone(err error) bool { return errors.Is(err, pgx.ErrNoRows) }
-
-// Notify wakes every Listen on channel when tx commits. Payload is at most 8000
-// bytes.
-func Notify(ctx context.Context, db DB, channel, payload string) error {
-	if _, err := db.Exec(ctx, "select pg_notify($1, $2)", channel, payload); err != nil {
-		return fmt.Errorf("notify %s: %w", channel, err)
-	}
-	return nil
-}
-
-// NotifyAll is Notify for many payloads; equal ones are sent once.
-func NotifyAll(ctx context.Context, db DB, channel string, payloads []string) error {
-	if _, err := db.Exec(ctx, "select pg_notify($1, p) from unnest($2::text[]) p", channel, payloads); err != nil {
-		return fmt.Errorf("notify %s: %w", channel, err)
-	}
-	return nil
-}
-
-// Listen calls fn for every notification on channel until ctx ends. After every
-// (re)connection it calls fn with an empty payload first, so that nothing sent
-// before is missed: fn then looks for itself.
-func Listen(ctx context.Context, pool *Pool, channel string, fn func(payload string)) error {
-	for ctx.Err() == nil {
-		_ = listenOnce(ctx, pool, channel, fn) // a lost connection is not worth a line: the next try tells
-		select {
-		case <-ctx.Done():
-		case <-time.After(500 * time.Millisecond):
-		}
-	}
-	return nil
-}
-
-// ListenMany is Listen for who does the work of many at once: what comes while fn
-// is at work is handed over together, each payload once. With nil anything may
-// have been missed.
-func ListenMany(ctx context.Context, pool *Pool, channel string, fn func(payloads []string)) error {
-	var mu sync.Mutex // guards what follows
-	all := false
-	waiting := map[string]struct{}{}
-	wake := make(chan struct{}, 1)
-	go func() {
-		_ = Listen(ctx, pool, channel, func(payload string) { // it returns nil, with ctx
-			mu.Lock()
-			defer mu.Unlock()
-			all = all || payload == ""
-			waiting[payload] = struct{}{}
-			select {
-			case wake <- struct{}{}:
-			default:
-			}
-		})
-	}()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-wake:
-		}
-		mu.Lock()
-		now := slices.Sorted(maps.Keys(waiting))
-		if all {
-			now = nil
-		}
-		all = false
-		clear(waiting)
-		mu.Unlock()
-		fn(now)
-	}
-}
-
-func listenOnce(ctx context.Context, pool *Pool, channel string, fn func(string)) error {
-	pooled, err := pool.Acquire(ctx)
-	if err != nil {
-		return err
-	}
-	conn := pooled.Hijack() // a listening connection must not go back to others
-	defer conn.Close(context.WithoutCancel(ctx))
-	if _, err := conn.Exec(ctx, "listen "+pgx.Identifier{channel}.Sanitize()); err != nil {
-		return err
-	}
-	fn("")
-	for {
-		n, err := conn.WaitForNotification(ctx)
-		if err != nil {
-			return err
-		}
-		fn(n.Payload)
-	}
-}

@@ -102,7 +102,7 @@ func (w *world) environment(_ context.Context, c auth.Caller, ws, name string) (
 }
 
 func (w *world) host(_ context.Context, c auth.Caller, _ string) (host.Host, error) {
-	return host.Host{ID: "host_a", Name: "box"}, c.Require(auth.HostAccess, "")
+	return host.Host{Machine: host.Machine{ID: "host_a", Name: "box"}}, c.Require(auth.HostAccess, "")
 }
 
 func (w *world) bearer(r *http.Request) (auth.Caller, error) {

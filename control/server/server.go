@@ -281,6 +281,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return pg.Listen(ctx, s.pool, host.Dropped, s.dropHost) })
 	g.Go(func() error { return pg.Listen(ctx, s.pool, environment.Changed, s.endDeleted) })
 	g.Go(func() error { return s.keepPresence(ctx) })
+	g.Go(func() error { return s.hosts.Follow(ctx) })
 	g.Go(func() error { return s.scheduler.Run(ctx) })
 	g.Go(func() error { return s.envs.Run(ctx) })
 	g.Go(func() error { return s.dispatch.Run(ctx) })

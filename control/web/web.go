@@ -63,6 +63,7 @@ func New(version string, log *slog.Logger) *API {
 	cfg.DocsPath = ""
 	cfg.SchemasPath = ""
 	cfg.CreateHooks = nil // no $schema links in answers
+	cfg.Formats = map[string]huma.Format{"application/json": answers, "json": answers}
 	cfg.Components.Schemas = huma.NewMapRegistry("#/components/schemas/", schemaName)
 	cfg.Components.SecuritySchemes = map[string]*huma.SecurityScheme{"token": {Type: "http", Scheme: "bearer"}}
 	mux := http.NewServeMux()

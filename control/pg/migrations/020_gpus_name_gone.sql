@@ -1,0 +1,2 @@
+-- Lists are searched in memory.
+drop index gpus_name;
