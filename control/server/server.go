@@ -342,7 +342,9 @@ func (s *Server) serveWeb(ctx context.Context, address string, handler http.Hand
 	if cfg != nil { // else all come from the proxy, which has limits of its own
 		door.New("https", strangersHTTPS, 16*strangersHTTPS, s.log).Guard(srv)
 	}
+	finished := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
+		defer close(finished)
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
 		_ = srv.Shutdown(last) // WebSockets end with ctx
@@ -356,6 +358,7 @@ func (s *Server) serveWeb(ctx context.Context, address string, handler http.Hand
 		err = srv.ServeTLS(tunnel.Listener(turns.Listener(l)), "", "")
 	}
 	if errors.Is(err, http.ErrServerClosed) {
+		<-finished // requests still need the database
 		return nil
 	}
 	return err

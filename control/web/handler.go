@@ -3,6 +3,7 @@ package web
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"net/http"
 	"strings"
@@ -29,6 +30,11 @@ func (a *API) Handler(who Authenticate, trustProxy bool) http.Handler {
 		if r.TLS != nil {
 			head.Set("Strict-Transport-Security", "max-age=31536000")
 		}
+		if _, pattern := a.mux.Handler(r); !a.raw[pattern] {
+			ctx, cancel := finishing(r.Context())
+			defer cancel()
+			r = r.WithContext(ctx)
+		}
 		caller, err := who(r)
 		if err != nil {
 			a.Fail(w, r, err)
@@ -48,6 +54,21 @@ func (a *API) Fail(w http.ResponseWriter, r *http.Request, err error) {
 	_ = json.NewEncoder(w).Encode(map[string]any{ // the peer may be gone
 		"title": http.StatusText(statuses[kind]), "status": statuses[kind], "detail": text,
 	})
+}
+
+// finishing returns a context that ends when the client goes away, but not when
+// the server stops, which has a cause of its own.
+func finishing(ctx context.Context) (context.Context, context.CancelFunc) {
+	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		if errors.Is(context.Cause(ctx), context.Canceled) {
+			cancel()
+		}
+	})
+	return own, func() {
+		stop()
+		cancel()
+	}
 }
 
 type requestKey struct{}

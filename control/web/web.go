@@ -9,6 +9,7 @@ package web
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -28,6 +29,7 @@ type API struct {
 	huma   huma.API
 	log    *slog.Logger
 	routes []Route
+	raw    map[string]bool // by pattern
 }
 
 // Route is one way in.
@@ -67,7 +69,7 @@ func New(version string, log *slog.Logger) *API {
 	cfg.Components.Schemas = huma.NewMapRegistry("#/components/schemas/", schemaName)
 	cfg.Components.SecuritySchemes = map[string]*huma.SecurityScheme{"token": {Type: "http", Scheme: "bearer"}}
 	mux := http.NewServeMux()
-	return &API{mux: mux, huma: humago.New(mux, cfg), log: log}
+	return &API{mux: mux, huma: humago.New(mux, cfg), log: log, raw: map[string]bool{}}
 }
 
 // Register adds a route whose input and answer are JSON: I is a huma input
@@ -127,13 +129,15 @@ func (a *API) call(ctx context.Context, r Route, fn func(auth.Caller) (any, erro
 }
 
 // Raw adds a route that is no JSON: a download, a WebSocket, a page. The
-// handler does its own authorising for r.Action.
+// handler does its own authorising for r.Action. What it serves may last, so it
+// ends when the server stops; a Register route is let finish.
 func (a *API) Raw(r Route, h http.Handler) {
 	a.add(r)
 	pattern := r.Path
 	if r.Method != "" {
 		pattern = r.Method + " " + r.Path
 	}
+	a.raw[pattern] = true
 	a.mux.Handle(pattern, h)
 }
 
@@ -180,6 +184,9 @@ func (a *API) problem(ctx context.Context, err error) error {
 func (a *API) judge(req string, err error) (errs.Kind, string) {
 	meant := pg.Meaning(err)
 	kind, text := errs.KindOf(meant), errs.Text(meant)
+	if kind == errs.Internal && errors.Is(err, context.Canceled) {
+		return errs.Unavailable, "The server is stopping; try again in a moment."
+	}
 	if errs.KindOf(err) == errs.Internal && kind != errs.Invalid {
 		a.log.Error("request failed", "req", req, "err", err)
 	}
