@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -12,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/remotegpu/remotegpu/control/errs"
 	"github.com/remotegpu/remotegpu/control/pg"
 )
 
@@ -52,6 +54,7 @@ const (
 	stalePulse = 5 * time.Second // older: not shown
 	inParts    = 1000            // hosts read at a time
 	lookers    = 1000            // who may share a look
+	hearWithin = 10 * time.Second
 )
 
 // capacityChanged is the scheduler's channel: the id of a host, of whose GPUs
@@ -86,7 +89,7 @@ func (r *roster) heard(payload string) {
 
 // look brings the roster up to date.
 func (r *roster) look(ctx context.Context) error {
-	if err := r.feed.Sync(ctx); err != nil {
+	if err := r.sync(ctx); err != nil {
 		return err
 	}
 	r.mu.RLock()
@@ -108,6 +111,16 @@ func (r *roster) look(ctx context.Context) error {
 		}()
 	}
 	return r.read(ctx)
+}
+
+func (r *roster) sync(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, hearWithin)
+	defer cancel()
+	err := r.feed.Sync(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return errs.E(errs.Unavailable, "The server does not hear its database right now; try again in a moment.", err)
+	}
+	return err
 }
 
 // listen reads the pulses, and notes hosts that are not as they were though nobody

@@ -49,6 +49,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.closeDatabase)
+	go s.hosts.Follow(t.Context())
 	srv := httptest.NewServer(s.handler)
 	t.Cleanup(srv.Close)
 	w := &world{Server: s, t: t, url: srv.URL, secrets: map[string]string{}, ids: map[string]string{}}
