@@ -65,6 +65,31 @@ func (f *Fleet) Put(h Host) {
 	f.mark(i, true)
 }
 
+// has reports whether hosts are all known, by their names of now.
+func (f *Fleet) has(hosts []Host) bool {
+	return !slices.ContainsFunc(hosts, func(h Host) bool {
+		i, known := f.byID[h.ID]
+		return !known || f.nodes[i].host.Name != h.Name
+	})
+}
+
+// with returns a fleet that has hosts in place of those in dirty, by name.
+func (f *Fleet) with(hosts []Host, dirty map[string]bool) *Fleet {
+	all := slices.Clone(hosts)
+	for i := range f.nodes {
+		if h := f.nodes[i].host; !dirty[h.ID] {
+			all = append(all, h)
+		}
+	}
+	slices.SortFunc(all, func(a, b Host) int { return strings.Compare(a.Name, b.Name) })
+	made := NewFleet(all)
+	made.Seed = f.Seed
+	if f.last >= 0 {
+		made.After(f.nodes[f.last].host.ID)
+	}
+	return made
+}
+
 // Take books a placed decision on the index, as the database does.
 func (f *Fleet) Take(r Request, d Decision) { f.book(r, d, true) }
 

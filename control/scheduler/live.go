@@ -86,13 +86,7 @@ func (l *live) refresh(ctx context.Context, pool *pg.Pool) error {
 		l.changed("")
 		return err
 	}
-	same := len(hosts) == len(dirty)
-	for _, h := range hosts {
-		same = l.put(h, start) && same
-	}
-	if !same { // one came or went: the order by name is another
-		return l.reload(ctx, pool)
-	}
+	l.update(hosts, dirty, start)
 	return nil
 }
 
@@ -114,20 +108,24 @@ func (l *live) reload(ctx context.Context, pool *pg.Pool) error {
 	return nil
 }
 
-// put replaces what is known of a host, if it is known, by what was read since
-// start.
-func (l *live) put(h Host, start time.Time) bool {
+// update replaces what is known of the hosts in dirty by what was read since start;
+// those that are not among hosts are gone.
+func (l *live) update(hosts []Host, dirty map[string]bool, start time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.fleet == nil { // somebody has stopped following
-		return false
+		return
 	}
-	if i, known := l.fleet.byID[h.ID]; !known || l.fleet.nodes[i].host.Name != h.Name {
-		return false
+	if l.fleet.has(hosts) && len(hosts) == len(dirty) {
+		for _, h := range hosts {
+			l.fleet.Put(h)
+		}
+	} else { // one came or went: the order by name is another
+		l.fleet = l.fleet.with(hosts, dirty)
 	}
-	l.fleet.Put(h)
-	l.rebook(h.ID, l.booked[h.ID], start)
-	return true
+	for host := range dirty {
+		l.rebook(host, l.booked[host], start)
+	}
 }
 
 // rebook takes again of a host that was read since start what the reader may not
