@@ -55,6 +55,7 @@ func (y *yard) look(was, now *chaos.Seen) {
 	}
 	for name, h := range was.Hosts {
 		if _, ok := now.Hosts[name]; !ok {
+			h.Old = true
 			now.Hosts[name] = h
 		}
 	}
@@ -82,6 +83,13 @@ func (y *yard) look(was, now *chaos.Seen) {
 			now.Audit[id] = noted
 		}
 	}
+	wished := steady(was.Wishes, now.Wishes)
+	for name, h := range now.Hosts {
+		if !h.Old {
+			h.Wished = wished
+			now.Hosts[name] = h
+		}
+	}
 	for i, k := range y.shells {
 		lines, wrong := k.lines()
 		now.Shells = append(now.Shells, chaos.Shell{Name: "a shell in " + y.boxes[i].kept(), Lines: lines, Wrong: wrong})
@@ -92,13 +100,26 @@ func (y *yard) look(was, now *chaos.Seen) {
 	}
 }
 
+// steady returns wishes as they were for sure when containers were seen, which was
+// before their rows were: settled is what was so in the look before too.
+func steady(was, now map[string]chaos.Wish) map[string]chaos.Wish {
+	wished := maps.Clone(now)
+	for id, wish := range wished {
+		before := was[id]
+		wish.Settled = wish.Settled && before.Settled && before.Asked == wish.Asked
+		wished[id] = wish
+	}
+	return wished
+}
+
 // look sees one host; was is how it was seen last.
 func (b *box) look(was chaos.Host) chaos.Host {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := was
 	now.Boot = b.boots
-	if containers, err := b.containers(was); err == nil {
+	containers, err := b.containers(was)
+	if now.Old = err != nil; !now.Old {
 		now.Containers = containers
 	}
 	dir := b.path(b.dir)

@@ -22,10 +22,12 @@ type Seen struct {
 // Host is a machine that runs workloads.
 type Host struct {
 	Containers []Container
-	Boot       int    // counts its boots
-	Made       uint64 // newest generation of its document, as the control plane has it
-	Disk       uint64 // generation on the agent's disk
-	Obeyed     uint64 // generation below which the agent's counter says that it obeys nothing
+	Wished     map[string]Wish // what was wished when the containers were seen
+	Old        bool            // they could not be seen: these are those of a look before
+	Boot       int             // counts its boots
+	Made       uint64          // newest generation of its document, as the control plane has it
+	Disk       uint64          // generation on the agent's disk
+	Obeyed     uint64          // generation below which the agent's counter says that it obeys nothing
 	Online     bool
 }
 
@@ -129,10 +131,10 @@ func wished(_, was, now *Seen) string {
 			long := known && slices.ContainsFunc(before.Containers, func(o Container) bool { return o.ID == c.ID && o.Life == c.Life })
 			_, wish := now.Wishes[c.Workload]
 			_, wishBefore := was.Wishes[c.Workload]
-			if long && !wish && !wishBefore {
+			if long && !h.Old && !wish && !wishBefore {
 				return fmt.Sprintf("container %s of %s runs on %s and nobody wants it", c.ID, c.Workload, host)
 			}
-			if at := now.Wishes[c.Workload].Host; wish && at != "" && at != host && long {
+			if at := now.Wishes[c.Workload].Host; wish && at != "" && at != host && long && !h.Old {
 				return fmt.Sprintf("container %s of %s runs on %s, its place is %s", c.ID, c.Workload, host, at)
 			}
 		}
@@ -177,6 +179,8 @@ func forward(_, was, now *Seen) string {
 	return ""
 }
 
+// kept compares with what was wished when a container was seen: what is asked and
+// brought about while containerd does not answer is no surprise afterwards.
 func kept(_, was, now *Seen) string {
 	for host, h := range now.Hosts {
 		before := was.Hosts[host]
@@ -184,7 +188,7 @@ func kept(_, was, now *Seen) string {
 			continue
 		}
 		for _, old := range before.Containers {
-			a, b := was.Wishes[old.Workload], now.Wishes[old.Workload]
+			a, b := before.Wished[old.Workload], now.Wishes[old.Workload]
 			if !a.Settled || !b.Settled || a.Asked != b.Asked {
 				continue
 			}

@@ -29,6 +29,12 @@ func sound() *Seen {
 func with(change func(s *Seen)) *Seen {
 	s := sound()
 	change(s)
+	for name, h := range s.Hosts {
+		if h.Wished == nil {
+			h.Wished = s.Wishes
+			s.Hosts[name] = h
+		}
+	}
 	return s
 }
 
@@ -69,6 +75,7 @@ func TestInvariants(t *testing.T) {
 			h.Containers = append(h.Containers, Container{ID: "c1b", Workload: "env_1", Revision: 2, Life: "14 99"})
 		}), "no workload in two containers"},
 		{"a container that nobody wants, in one look", nothing, stranger, ""},
+		{"a container that nobody wants, seen once", stranger, func(s *Seen) { stranger(s); host("two", func(h *Host) { h.Old = true })(s) }, ""},
 		{"a container that nobody wants", stranger, stranger, "no container without a wish"},
 		{"a container at the wrong place", wish("env_2", func(w *Wish) { w.Host = "one" }), wish("env_2", func(w *Wish) { w.Host = "one" }), "no container without a wish"},
 		{"a wish that is not granted", nothing, wish("env_3", func(w *Wish) { w.Host, w.Runs = "one", true }), "no wish without a container"},
@@ -80,6 +87,10 @@ func TestInvariants(t *testing.T) {
 		{"another life", nothing, newLife, "who was asked nothing keeps pid and start time"},
 		{"another life after a boot", nothing, func(s *Seen) { newLife(s); host("one", func(h *Host) { h.Boot = 1 })(s) }, ""},
 		{"another life, as asked", nothing, func(s *Seen) { newLife(s); wish("env_1", func(w *Wish) { w.Asked = 4 })(s) }, ""},
+		{"another life, asked while the host was not seen", host("one", func(h *Host) {
+			h.Old, h.Wished = true, map[string]Wish{"env_1": {Name: "a", Host: "one", Runs: true, Asked: 2, Settled: true}}
+		}), newLife, ""},
+		{"another life while the host was not seen", host("one", func(h *Host) { h.Old = true }), newLife, "who was asked nothing keeps pid and start time"},
 		{"another life while it is unclear", wish("env_1", func(w *Wish) { w.Settled = false }), newLife, ""},
 		{"an older revision, as asked", nothing, func(s *Seen) {
 			container("one", func(c *Container) { c.Revision = 1 })(s)
