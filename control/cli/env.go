@@ -55,6 +55,7 @@ type createFlags struct {
 	image, user, workdir, gpuModel, restart, host, region string
 	preferHost, preferRegion, preferGPU                   string
 	gpus, priority                                        int
+	pids                                                  uint64
 	gpuMemory, memory, disk, shm                          string
 	cpus                                                  float64
 	env, mounts                                           map[string]string
@@ -81,6 +82,7 @@ func (a *app) envCreate() *cobra.Command {
 	fl.StringVar(&f.memory, "memory", "", "memory, like 16GiB (default: no limit)")
 	fl.StringVar(&f.disk, "disk", "", "disk of the container itself, like 20GiB")
 	fl.StringVar(&f.shm, "shm", "", "/dev/shm, like 8GiB (default 64MiB)")
+	fl.Uint64Var(&f.pids, "pids", 0, "processes and threads (default 4096)")
 	fl.StringToStringVarP(&f.env, "env", "e", nil, "environment variable: KEY=VALUE")
 	fl.StringVar(&f.restart, "restart", "", "always, on-failure or never (default always)")
 	fl.StringVar(&f.user, "user", "", "who runs the command and shells: name or uid, with :gid (default: the image's)")
@@ -125,7 +127,7 @@ func (a *app) create(ctx context.Context, name string, command []string, f creat
 }
 
 func (f createFlags) body(name string, command []string) (map[string]any, error) {
-	resources := given(map[string]any{"gpus": f.gpus, "milli_cpu": int(f.cpus * 1000), "gpu_model": f.gpuModel})
+	resources := given(map[string]any{"gpus": f.gpus, "milli_cpu": int(f.cpus * 1000), "gpu_model": f.gpuModel, "pids": f.pids})
 	for key, text := range map[string]string{"memory": f.memory, "disk": f.disk, "shm": f.shm, "gpu_memory": f.gpuMemory} {
 		if text == "" {
 			continue

@@ -2,8 +2,42 @@ package cli
 
 import (
 	"encoding/json"
+	"io"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/remotegpu/remotegpu/control/environment"
 )
+
+// TestCreateAsks: what the API lets one ask for of a host has a flag each.
+func TestCreateAsks(t *testing.T) {
+	a := &app{out: io.Discard, errOut: io.Discard}
+	fl := a.envCreate().Flags()
+	var want []string
+	for f := range reflect.TypeFor[environment.Resources]().Fields() {
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		want = append(want, name)
+		if name == "milli_cpu" {
+			name = "cpus"
+		}
+		if fl.Lookup(strings.ReplaceAll(name, "_", "-")) == nil {
+			t.Errorf("env create has no flag for %s", name)
+		}
+	}
+	body, err := createFlags{gpus: 1, gpuModel: "H100", gpuMemory: "1G", cpus: 1, memory: "1G", disk: "1G", shm: "1G", pids: 1}.body("box", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(want)
+	if d := cmp.Diff(want, slices.Sorted(maps.Keys(body["resources"].(map[string]any)))); d != "" {
+		t.Error(d)
+	}
+}
 
 // TestCreateBody: what was not said is not sent, so that the server's defaults
 // hold.
@@ -13,6 +47,7 @@ func TestCreateBody(t *testing.T) {
 		want  string
 	}{
 		{createFlags{}, `{"name":"box"}`},
+		{createFlags{pids: 64, shm: "8GiB", disk: "20G", gpuMemory: "40GiB"}, `{"name":"box","resources":{"disk":21474836480,"gpu_memory":42949672960,"pids":64,"shm":8589934592}}`},
 		{createFlags{gpus: 2, cpus: 0.5, memory: "1GiB", preferRegion: "eu", host: "a", user: "1000:1000", mounts: map[string]string{"/data": "d", "/a": "b"}},
 			`{"affinity":{"host":"a"},"mounts":[{"target":"/a","volume":"b"},{"target":"/data","volume":"d"}],"name":"box","prefer":{"region":"eu"},` +
 				`"resources":{"gpus":2,"memory":1073741824,"milli_cpu":500},"user":"1000:1000"}`},
