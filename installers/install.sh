@@ -59,11 +59,13 @@ and the data folder.
 TEXT
 }
 
-say() { printf '%s\n' "remotegpu: $*"; }
+# say prints one sentence, without the user and password of a URL in it: a proxy's
+# may stand in the settings and in what other programs complain of.
+say() { printf '%s\n' "remotegpu: $*" | sed 's|\([a-zA-Z0-9]*://\)\{0,1\}[^[:space:]'\''"]*@|\1|g'; }
 
 # die ends with one sentence; cleanup puts back what this run began.
 die() {
-	printf '%s\n' "remotegpu: $*" >&2
+	say "$*" >&2
 	exit 1
 }
 
@@ -134,6 +136,9 @@ settle() {
 	BYPASS=${BYPASS:-${no_proxy:-}}
 	case $PROXY$BYPASS in
 	*"'"* | *'"'* | *\\*) die "the proxy settings must have no quotes or backslashes." ;;
+	esac
+	case $PROXY in
+	*[[:space:]]*) die "the proxy's address must have no blanks: write %20 for one in its password." ;;
 	esac
 	# curl and wget read the small names, Go programs both.
 	[ -z "$PROXY" ] || export https_proxy="$PROXY" HTTPS_PROXY="$PROXY"

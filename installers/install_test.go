@@ -244,6 +244,29 @@ func TestRefusals(t *testing.T) {
 	m.mustRefuse(c, "--token good", "FreeBSD is not supported")
 }
 
+// TestProxyPasswordStaysSecret tries proxies that are away, that no program
+// understands, and that a package manager complains of.
+func TestProxyPasswordStaysSecret(t *testing.T) {
+	c, m := newControl(t), newMachine(t)
+	refuse := func(proxy, want string) {
+		t.Helper()
+		out, err := m.install(c, "--token good --proxy '"+proxy+"'")
+		if err == nil || !strings.Contains(out, want) || strings.Contains(out, "sesame") || strings.Contains(out, "ali") {
+			t.Errorf("proxy %s: %v, want %q and no password in\n%s", proxy, err, want, out)
+		}
+	}
+	refuse("http://ali:sesame@127.0.0.1:1", "cannot be reached through the proxy http://127.0.0.1:1 (")
+	refuse("http://ali:pass@sesame@127.0.0.1:1", "through the proxy http://127.0.0.1:1 (")
+	refuse("ali:sesame@127.0.0.1:1", "through the proxy 127.0.0.1:1 (")
+	refuse("http://ali:se same@127.0.0.1:1", "no blanks")
+	m.fake("curl", `case "$*" in *ca.pem*) echo "curl: (5) Unsupported proxy syntax in '$https_proxy'" >&2; exit 5;; esac; exec /usr/bin/curl "$@"`)
+	refuse("http://ali:sesame@:1", "Unsupported proxy syntax in 'http://:1'")
+	m.fake("curl", `exec /usr/bin/curl --noproxy '*' "$@"`)
+	m.ok("mv /usr/bin/containerd /tmp/")
+	m.fake("apt-get", `echo "E: Unsupported proxy configured: $https_proxy" >&2; exit 100`)
+	refuse("http://ali:sesame@127.0.0.1:1", "apt-get could not install containerd (E: Unsupported proxy configured: http://127.0.0.1:1)")
+}
+
 func TestNeedsRoot(t *testing.T) {
 	c, m := newControl(t), newMachine(t)
 	out, err := m.sh("curl -fsSLk " + c.URL + "/install.sh | setpriv --reuid 65534 --clear-groups sh -s -- --token good")
