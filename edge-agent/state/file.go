@@ -81,16 +81,23 @@ func read(dir, name string) (content []byte, ok bool, err error) {
 	return content, true, nil
 }
 
+// keepAside is how many damaged files of one name are kept.
+const keepAside = 3
+
 // moveAside renames a damaged file, so that somebody can look at it later, and
 // returns its new path. The last few are kept under their own time.
 func moveAside(dir, name string) (string, error) {
 	from := filepath.Join(dir, name)
-	to := from + ".corrupt"
-	if _, err := os.Stat(to); err == nil {
-		to = fmt.Sprintf("%s.%s.corrupt", from, time.Now().UTC().Format("20060102T150405"))
-	}
+	to := fmt.Sprintf("%s.corrupt.%s", from, time.Now().UTC().Format("20060102T150405.000000000"))
 	if err := os.Rename(from, to); err != nil {
 		return "", fmt.Errorf("move damaged %s aside: %w", name, err)
+	}
+	kept, err := filepath.Glob(from + ".corrupt*")
+	if err != nil {
+		return "", fmt.Errorf("look for damaged files: %w", err)
+	}
+	for _, oldest := range kept[:max(0, len(kept)-keepAside)] { // Glob sorts
+		os.Remove(oldest) // one that stays harms nobody
 	}
 	return to, nil
 }

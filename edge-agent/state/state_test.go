@@ -161,8 +161,35 @@ func TestOldGenerationStaysRefusedWithoutTheFile(t *testing.T) {
 	if _, fresh, err := s.AcceptDesired(current); err != nil || !fresh {
 		t.Errorf("the current one again: fresh %v, %v", fresh, err)
 	}
-	if b, _ := os.ReadFile(filepath.Join(s.Dir(), desiredFile+".corrupt")); string(b) != "rubbish" {
+	kept, _ := filepath.Glob(filepath.Join(s.Dir(), desiredFile+".corrupt*"))
+	if len(kept) != 1 {
+		t.Fatalf("kept %v", kept)
+	}
+	if b, _ := os.ReadFile(kept[0]); string(b) != "rubbish" {
 		t.Errorf("damaged file was not kept: %q", b)
+	}
+}
+
+func TestLastDamagedFilesAreKept(t *testing.T) {
+	s, _ := enrolled(t, t.TempDir())
+	for i := range keepAside + 2 {
+		for _, name := range []string{desiredFile, counterFile} {
+			if err := os.WriteFile(filepath.Join(s.Dir(), name), []byte{'0' + byte(i)}, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s = reopen(t, s)
+	}
+	for _, name := range []string{desiredFile, counterFile} {
+		kept, _ := filepath.Glob(filepath.Join(s.Dir(), name+".corrupt*"))
+		var content string
+		for _, path := range kept {
+			b, _ := os.ReadFile(path)
+			content += string(b)
+		}
+		if content != "234" {
+			t.Errorf("of %s are kept %q, want the last three, 234: %v", name, content, kept)
+		}
 	}
 }
 
