@@ -1,6 +1,7 @@
 package state
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,6 +41,15 @@ type counters struct {
 	counting   bool   // CountFrom was called
 }
 
+// floor is obeyed.json: what counters says of generations, once more. Nothing else
+// is in it and only a new document writes it, so that no old document is obeyed
+// when state.json and desired.cose are both lost.
+type floor struct {
+	Host       string `json:"host"`
+	Generation uint64 `json:"generation"`
+	Digest     []byte `json:"digest"`
+}
+
 // bind says whose generation is counted; a new host begins anew.
 func (c *counters) bind(host string) {
 	if c.Host != host {
@@ -55,16 +65,54 @@ func (s *Store) loadCounters(aside func(name string, cause error) error) error {
 	if ok && err == nil {
 		err = json.Unmarshal(raw, &s.counters)
 	}
-	if c := &s.counters; err == nil && max(c.Epoch, c.StatusSeq, c.EventSeq, c.Generation) > maxCounter {
+	c := &s.counters
+	if err == nil && max(c.Epoch, c.StatusSeq, c.EventSeq, c.Generation) > maxCounter {
 		err = errors.New("a counter is beyond what can be counted to")
 	}
 	if err != nil {
-		s.counters = counters{}
+		*c = counters{}
 		if err := aside(counterFile, err); err != nil {
 			return err
 		}
 	}
-	s.counters.statusUsed, s.counters.loaded = s.counters.StatusSeq, s.counters.EventSeq
+	c.statusUsed, c.loaded = c.StatusSeq, c.EventSeq
+	return nil
+}
+
+// loadFloor lifts the generation to that of obeyed.json.
+func (s *Store) loadFloor(aside func(name string, cause error) error) error {
+	raw, ok, err := read(s.dir, floorFile)
+	if errors.Is(err, errUnreadable) || !ok {
+		return err
+	}
+	var f floor
+	if err == nil {
+		err = json.Unmarshal(raw, &f)
+	}
+	if err == nil && f.Generation > maxCounter {
+		err = errors.New("its generation is beyond what can be counted to")
+	}
+	if err != nil {
+		return aside(floorFile, err)
+	}
+	s.floor = raw
+	if c := &s.counters; c.Host == "" || c.Host == f.Host && c.Generation < f.Generation {
+		c.Host, c.Generation, c.Digest = f.Host, f.Generation, f.Digest
+	}
+	return nil
+}
+
+// saveFloor writes obeyed.json where it differs.
+func (s *Store) saveFloor() error {
+	c := &s.counters
+	raw, err := json.Marshal(floor{Host: c.Host, Generation: c.Generation, Digest: c.Digest})
+	if err != nil || bytes.Equal(raw, s.floor) {
+		return err
+	}
+	if err := replace(s.dir, floorFile, raw); err != nil {
+		return err
+	}
+	s.floor = raw
 	return nil
 }
 
@@ -95,12 +143,15 @@ func (s *Store) CountFrom(now time.Time) {
 	s.save()
 }
 
-// save writes state.json. A failure is an event once, and tried again with the
+// save writes state.json and obeyed.json. A failure is an event once, and tried again with the
 // next change: counters are safe without it by CountFrom.
 func (s *Store) save() {
 	raw, err := json.Marshal(&s.counters)
 	if err == nil {
 		err = replace(s.dir, counterFile, raw)
+	}
+	if err == nil {
+		err = s.saveFloor()
 	}
 	switch {
 	case err != nil && !s.unsaved:

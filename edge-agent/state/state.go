@@ -1,12 +1,13 @@
 // Package state is what the agent keeps on disk.
 //
 // It owns the data folder: who this host is (agent.json, host.key), the last
-// document it obeys (desired.cose), and its counters and unreported events
-// (state.json). It does not know the network or containers. Its invariants: a
+// document it obeys (desired.cose), the generation of that (obeyed.json), and its
+// counters and unreported events (state.json). It does not know the network or containers. Its invariants: a
 // file is replaced whole or not at all; a file that cannot be read is moved
 // aside, never deleted; no document is returned that protocol.Verify did not
-// accept for this host, and none older than one returned before; counters grow
-// over restarts, and over the loss of state.json too.
+// accept for this host, and none older than one returned before, unless all three
+// files that know of that are lost together; counters grow over restarts, and
+// over the loss of state.json too.
 package state
 
 import (
@@ -28,6 +29,7 @@ const (
 	keyFile      = "host.key"
 	desiredFile  = "desired.cose"
 	counterFile  = "state.json"
+	floorFile    = "obeyed.json"
 	lockFile     = "lock"
 )
 
@@ -59,6 +61,7 @@ type Store struct {
 	desired  *protocol.Desired
 	signed   []byte
 	digest   []byte // of desired
+	floor    []byte // obeyed.json as it is on disk
 	unsaved  bool   // the last write of state.json did not work
 }
 
@@ -99,7 +102,7 @@ func (s *Store) load() error {
 		lost = append(lost, corruptEvent(name, to, cause))
 		return nil
 	}
-	if err := s.loadCounters(aside); err != nil {
+	if err := errors.Join(s.loadCounters(aside), s.loadFloor(aside)); err != nil {
 		return err
 	}
 	id, err := ReadIdentity(s.dir)

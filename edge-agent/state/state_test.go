@@ -193,6 +193,54 @@ func TestLastDamagedFilesAreKept(t *testing.T) {
 	}
 }
 
+// TestOldGenerationStaysRefusedAfterLoss loses every two of the three files that
+// know the generation, and what control still sends is obeyed.
+func TestOldGenerationStaysRefusedAfterLoss(t *testing.T) {
+	files := []string{desiredFile, counterFile, floorFile}
+	lose := map[string]func(path string) error{
+		"gone":    os.Remove,
+		"rubbish": func(p string) error { return os.WriteFile(p, []byte("\x00{"), 0o600) },
+	}
+	for how, lose := range lose {
+		for _, left := range files {
+			t.Run(how+" but "+left, func(t *testing.T) {
+				s, key := enrolled(t, t.TempDir())
+				current := sign(t, protocol.Desired{Generation: 7}, key)
+				for _, signed := range [][]byte{sign(t, protocol.Desired{Generation: 6}, key), current} {
+					if _, _, err := s.AcceptDesired(signed); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for _, name := range files {
+					if name == left {
+						continue
+					}
+					if err := lose(filepath.Join(s.Dir(), name)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				s = reopen(t, reopen(t, s)) // what was restored is kept, too
+				refused := map[string][]byte{
+					RefusedOlder:    sign(t, protocol.Desired{Generation: 6}, key),
+					RefusedConflict: sign(t, protocol.Desired{Generation: 7, IssuedAt: 1}, key),
+				}
+				for kind, signed := range refused {
+					var r *Refusal
+					if _, _, err := s.AcceptDesired(signed); !errors.As(err, &r) || r.Kind != kind {
+						t.Errorf("%s: %v", kind, err)
+					}
+				}
+				if _, fresh, err := s.AcceptDesired(current); err != nil || fresh != (left != desiredFile) {
+					t.Errorf("the current one again: fresh %v, %v", fresh, err)
+				}
+				if _, fresh, err := s.AcceptDesired(sign(t, protocol.Desired{Generation: 8}, key)); err != nil || !fresh {
+					t.Errorf("the next one: fresh %v, %v", fresh, err)
+				}
+			})
+		}
+	}
+}
+
 func TestCountersGrow(t *testing.T) {
 	s, _ := enrolled(t, t.TempDir())
 	epoch, seq := s.NextEpoch(), s.NextStatusSeq()
