@@ -492,6 +492,24 @@ func TestHandlersAreInOrderAndSurvive(t *testing.T) {
 	}
 }
 
+// TestTelemetryThatNobodyTakes is acknowledged, and nothing of it stays.
+func TestTelemetryThatNobodyTakes(t *testing.T) {
+	t.Parallel()
+	b, addr := newBroker(t, Config{})
+	a := mustDial(t, addr, hostA, hostA)
+	topic := protocol.HostTopic(hostA, protocol.TopicTelemetry)
+	for range 1000 {
+		if err := a.pub(topic, make([]byte, 4096)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until(t, "nothing is in flight", func() bool { return atomic.LoadInt64(&b.server.Info.Inflight) == 0 })
+	if kept := b.server.Topics.Messages(protocol.TopicRoot + "#"); len(kept) > 0 {
+		t.Errorf("%d messages are retained", len(kept))
+	}
+	a.stays()
+}
+
 func dialWS(t *testing.T, url string, protocols ...string) (*websocket.Conn, error) {
 	d := websocket.Dialer{Subprotocols: protocols}
 	ws, _, err := d.Dial("ws"+strings.TrimPrefix(url, "http"), nil)
