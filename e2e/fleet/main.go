@@ -68,6 +68,7 @@ func parse(args []string) (s settings, err error) {
 	f.Float64Var(&s.Dead, "dead", 0, "`share` of hosts whose line dies in the first minute")
 	f.BoolVar(&s.Together, "one-address", false, "all come from one address, as behind one NAT (default: each has its own, 127.x.y.z)")
 	f.DurationVar(&s.Step, "step", time.Second, "what a step of a container takes at most")
+	f.DurationVar(&s.Telemetry, "telemetry", 0, "each host says samples of itself and its GPUs, one a second, so often, like 10s (default: not at all)")
 	f.DurationVar(&s.every, "every", 5*time.Second, "time between lines")
 	f.DurationVar(&s.until, "for", 0, "end after so long (default: with Ctrl-C)")
 	if err := f.Parse(args); err != nil {
@@ -83,6 +84,8 @@ func parse(args []string) (s settings, err error) {
 		err = fmt.Errorf("%q is no flag: see --help", f.Arg(0))
 	case s.Token == "" && s.Dir == "":
 		err = errors.New("give --token: 'remotegpu host join --uses N' makes one, see --help")
+	case s.Telemetry != 0 && (s.Telemetry < time.Second || s.Telemetry > time.Hour):
+		err = errors.New("--telemetry must be between a second, for a sample, and an hour")
 	case s.Agents < 1 || s.First < 0 || s.First+s.Agents > 1<<22:
 		err = errors.New("--agents and --first must be of 1 to 4 million hosts")
 	}
@@ -127,6 +130,9 @@ func say(since time.Duration, p sim.Progress) {
 	line := fmt.Sprintf("%5.0fs  %d hosts: %d enrolled, %d connected, %d refused, %d containers run", since.Seconds(), p.Agents, p.Enrolled, p.Connected, p.Refused, p.Running)
 	if p.Dead > 0 {
 		line += fmt.Sprintf(", %d dead", p.Dead)
+	}
+	if p.Batches+p.Lost > 0 {
+		line += fmt.Sprintf(", %d batches of telemetry, %d lost", p.Batches, p.Lost)
 	}
 	if p.Last != "" && p.Connected+p.Dead < p.Agents {
 		line += "; " + p.Last

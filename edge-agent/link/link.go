@@ -1,12 +1,13 @@
 // Package link is the agent's MQTT session with the control plane.
 //
 // It owns connecting (MQTT 5 over WebSocket or TLS, through proxies), the
-// tokens of the host, what is said up (presence, hello, status) and the checks
-// of what comes down (desired, dial, ack). It does not own state on disk, what
-// is done with a document, or streams. Its invariants: every connection has an
-// epoch of its own and everything said on it carries it; a status is repeated
-// until it is acknowledged; nothing that comes down can make memory grow or
-// stop the link; without a control plane the rest of the agent works on.
+// tokens of the host, what is said up (presence, hello, status, and the telemetry
+// that it is given) and the checks of what comes down (desired, dial, ack). It
+// does not own state on disk, what is done with a document, samples, or streams.
+// Its invariants: every connection has an epoch of its own and what is said of
+// the host's state on it carries it; a status is repeated until it is
+// acknowledged; nothing that comes down can make memory grow or stop the link;
+// without a control plane the rest of the agent works on.
 //
 //	connect -> CONNACK -> subscribe -> presence, hello, status
 //	  ^                                   | status: on change, every 30 s,
@@ -93,11 +94,12 @@ type Link struct {
 	mu       sync.Mutex // guards the fields below
 	state    State
 	conn     *guard
-	cancel   context.CancelFunc // of the session
-	measured time.Time          // the clock
-	warned   time.Duration      // offset that was told last
-	fetching context.Context    // of Run; nil before
-	wanted   *wanted            // what is being fetched; nil: nothing
+	manager  *autopaho.ConnectionManager // nil before Run
+	cancel   context.CancelFunc          // of the session
+	measured time.Time                   // the clock
+	warned   time.Duration               // offset that was told last
+	fetching context.Context             // of Run; nil before
+	wanted   *wanted                     // what is being fetched; nil: nothing
 
 	sessions sync.WaitGroup // and the fetching of documents
 }
@@ -167,6 +169,9 @@ func (l *Link) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	l.mu.Lock()
+	l.manager = cm
+	l.mu.Unlock()
 	<-ctx.Done()
 	l.leave(inner, cm)
 	l.refused.flush(true)

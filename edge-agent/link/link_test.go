@@ -56,6 +56,29 @@ func TestFirstWords(t *testing.T) {
 	}
 }
 
+// TestTelemetry: a batch that the broker has is said to have arrived, and one
+// without a connection is not.
+func TestTelemetry(t *testing.T) {
+	t.Parallel()
+	c := newControl(t)
+	h := newHost(t, c, t.TempDir())
+	next[protocol.Status](c, protocol.TopicStatus, nil)
+	want := protocol.TelemetryBatch{
+		Version: protocol.Version, First: 7, At: []int64{1, 2},
+		GPUs: []protocol.GPUTelemetry{{UUID: "GPU-1", Series: []protocol.Series{{Metric: protocol.MetricGPUPower, Values: []float32{300, 301}}}}},
+	}
+	if err := h.Telemetry(t.Context(), &want); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, *next[protocol.TelemetryBatch](c, protocol.TopicTelemetry, nil)); diff != "" {
+		t.Errorf("batch (-want +got):\n%s", diff)
+	}
+	h.stop()
+	if err := h.Telemetry(t.Context(), &want); err == nil {
+		t.Error("a link that has ended said a batch")
+	}
+}
+
 func TestThroughProxy(t *testing.T) {
 	t.Parallel()
 	c := newControl(t)

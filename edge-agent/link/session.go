@@ -77,6 +77,18 @@ func (l *Link) send(ctx context.Context, cm *autopaho.ConnectionManager, topic s
 	return nil
 }
 
+// Telemetry says a batch of samples and waits until the broker has it. That it is
+// stored, protocol.Ack says. Without a connection it fails at once.
+func (l *Link) Telemetry(ctx context.Context, b *protocol.TelemetryBatch) error {
+	l.mu.Lock()
+	cm := l.manager
+	l.mu.Unlock()
+	if cm == nil {
+		return autopaho.ConnectionDownError
+	}
+	return l.publish(ctx, cm, protocol.TopicTelemetry, b)
+}
+
 // hello tells who is here and what it has, if that is new on this connection.
 func (s *session) hello(ctx context.Context) error {
 	look, cancel := context.WithTimeout(ctx, lookWithin)

@@ -1,7 +1,8 @@
 // Package sim is a fleet of simulated hosts that speak the real protocol.
 //
 // It owns what stands in for a machine: its containers (runtime.go), its
-// description and GPUs (machine.go) and its line (line.go). Everything between
+// description and GPUs (machine.go), what it measures (telemetry.go) and its line
+// (line.go). Everything between
 // those is the agent's own code: enrolment, link, reconciler, tunnel pool, state
 // on disk. Its invariant: a control plane cannot tell a simulated host from a
 // real one by what it sends.
@@ -52,12 +53,13 @@ type Config struct {
 
 // Agent is one simulated host.
 type Agent struct {
-	cfg     Config
-	store   *state.Store
-	gpus    gpu.Source
-	server  *reach.Server
-	wire    *wire
-	machine *machine
+	cfg       Config
+	store     *state.Store
+	gpus      gpu.Source
+	server    *reach.Server
+	wire      *wire
+	machine   *machine
+	telemetry *telemetry
 
 	Runtime *Runtime                // its containers
 	program atomic.Pointer[program] // the last Run's
@@ -98,6 +100,7 @@ func New(cfg Config) (a *Agent, err error) {
 		return nil, errors.Join(err, a.store.Close())
 	}
 	a.machine = &machine{name: cfg.Name, gpus: a.gpus, running: a.Runtime.Running}
+	a.telemetry = newTelemetry(a.machine)
 	return a, nil
 }
 
@@ -149,6 +152,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	all.Go(func() error { return p.loop.Run(ctx) })
 	all.Go(func() error { return p.link.Run(ctx) })
 	all.Go(func() error { return p.pool.Run(ctx) })
+	all.Go(func() error { return a.telemetry.run(ctx, p.link) })
 	return all.Wait()
 }
 

@@ -19,18 +19,19 @@ import (
 // FleetConfig says what a fleet is. Server, Dir and Agents are required, Token
 // unless all were enrolled from the same Dir before.
 type FleetConfig struct {
-	Server   string
-	CA       []byte // PEM; empty: the system's roots
-	Token    string // a join token with as many uses
-	Dir      string // their data folders are made in it; on a tmpfs, or fsync is what is measured
-	First    int    // number of the first host
-	Agents   int
-	Versions []string // of agents, in turns; empty: "sim"
-	Slow     float64  // share of hosts on bad lines
-	Dead     float64  // share of hosts whose lines die some time in the first minute
-	Together bool     // all from one address, as behind one NAT; else each has its own, 127.x.y.z
-	Step     time.Duration
-	Log      *slog.Logger
+	Server    string
+	CA        []byte // PEM; empty: the system's roots
+	Token     string // a join token with as many uses
+	Dir       string // their data folders are made in it; on a tmpfs, or fsync is what is measured
+	First     int    // number of the first host
+	Agents    int
+	Versions  []string // of agents, in turns; empty: "sim"
+	Slow      float64  // share of hosts on bad lines
+	Dead      float64  // share of hosts whose lines die some time in the first minute
+	Together  bool     // all from one address, as behind one NAT; else each has its own, 127.x.y.z
+	Step      time.Duration
+	Telemetry time.Duration // between two batches of samples; 0: none are said
+	Log       *slog.Logger
 }
 
 const enrolling = 16 // hosts that enrol at a time
@@ -43,10 +44,11 @@ type Fleet struct {
 	cfg      FleetConfig
 	enrolled atomic.Int64
 
-	mu     sync.Mutex // guards what follows
-	agents []*Agent
-	dead   map[*Agent]bool
-	last   error
+	mu        sync.Mutex // guards what follows
+	agents    []*Agent
+	dead      map[*Agent]bool
+	telemetry time.Duration
+	last      error
 }
 
 // NewFleet returns a fleet that Run makes.
@@ -57,7 +59,7 @@ func NewFleet(cfg FleetConfig) *Fleet {
 	if len(cfg.Versions) == 0 {
 		cfg.Versions = []string{"sim"}
 	}
-	return &Fleet{cfg: cfg, dead: map[*Agent]bool{}}
+	return &Fleet{cfg: cfg, dead: map[*Agent]bool{}, telemetry: cfg.Telemetry}
 }
 
 // Run enrols the hosts, each of which runs from then on, until ctx ends.
@@ -109,6 +111,7 @@ func (f *Fleet) join(ctx context.Context, n int) (*Agent, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.agents = append(f.agents, a)
+	a.Telemetry(f.telemetry)
 	if rand.Float64() < f.cfg.Dead {
 		f.dead[a] = true
 		time.AfterFunc(rand.N(time.Minute), func() { a.Wire().Hang(true) })
@@ -144,6 +147,16 @@ func (f *Fleet) fail(err error) {
 	f.last = err
 }
 
+// Telemetry has all hosts say their samples so often, or no more.
+func (f *Fleet) Telemetry(every time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.telemetry = every
+	for _, a := range f.agents {
+		a.Telemetry(every)
+	}
+}
+
 // Agents returns the hosts that have enrolled so far.
 func (f *Fleet) Agents() []*Agent {
 	f.mu.Lock()
@@ -160,6 +173,8 @@ type Progress struct {
 	Dead      int           `json:"dead"`      // on lines that shall be
 	Settled   int           `json:"settled"`   // whose containers agree with their document
 	Running   int           `json:"running"`   // containers
+	Batches   int           `json:"batches"`   // of telemetry that the broker has acknowledged
+	Lost      int           `json:"lost"`      // and that it has not
 	Since     map[int64]int `json:"since"`     // Unix second → hosts whose connection is from then
 	Last      string        `json:"last"`      // what went wrong last
 }
@@ -173,6 +188,8 @@ func (f *Fleet) Progress() Progress {
 		p.Last = f.last.Error()
 	}
 	for _, a := range f.agents {
+		p.Batches += int(a.telemetry.said.Load())
+		p.Lost += int(a.telemetry.lost.Load())
 		if f.dead[a] {
 			continue
 		}
@@ -205,6 +222,8 @@ func (p *Progress) add(o Progress) {
 	p.Dead += o.Dead
 	p.Settled += o.Settled
 	p.Running += o.Running
+	p.Batches += o.Batches
+	p.Lost += o.Lost
 	for second, n := range o.Since {
 		p.Since[second] += n
 	}

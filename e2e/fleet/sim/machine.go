@@ -33,12 +33,17 @@ func (m *machine) inventory(ctx context.Context) protocol.Inventory {
 	}
 }
 
-func (m *machine) usage(ctx context.Context) protocol.Usage {
+// load is its usage but for its GPUs.
+func (m *machine) load() protocol.Usage {
 	running := m.running()
-	u := protocol.Usage{
+	return protocol.Usage{
 		CPUPercent: float32(min(100, 2+10*running)), MemoryUsed: uint64(1+running) << 34, DiskUsed: uint64(1+running) << 36,
 		Load1: float32(running), UptimeSecs: uint64(time.Since(booted).Seconds()),
 	}
+}
+
+func (m *machine) usage(ctx context.Context) protocol.Usage {
+	u := m.load()
 	samples, _ := m.gpus.Sample(ctx) // as above
 	for _, s := range samples {
 		u.GPUUsed = append(u.GPUUsed, s.Usage)

@@ -24,9 +24,9 @@ const PartSize = 2500
 
 // Parts is a fleet in processes of its own.
 type Parts struct {
-	cfg   FleetConfig
-	cmds  []*exec.Cmd
-	stops []io.Closer
+	cfg  FleetConfig
+	cmds []*exec.Cmd
+	ins  []io.WriteCloser // each a line with the telemetry's period, its end stops
 
 	mu   sync.Mutex // guards last
 	last []Progress
@@ -78,7 +78,7 @@ func (p *Parts) start(self string, cfg FleetConfig) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := len(p.cmds)
-	p.cmds, p.stops, p.last = append(p.cmds, cmd), append(p.stops, stdin), append(p.last, Progress{Agents: cfg.Agents})
+	p.cmds, p.ins, p.last = append(p.cmds, cmd), append(p.ins, stdin), append(p.last, Progress{Agents: cfg.Agents})
 	go p.follow(n, stdout)
 	return nil
 }
@@ -123,10 +123,20 @@ func (p *Parts) Wait(ctx context.Context, ok func(Progress) bool) (Progress, err
 	}
 }
 
+// Telemetry has all hosts say their samples so often, or no more if every is 0.
+func (p *Parts) Telemetry(every time.Duration) error {
+	for _, in := range p.ins {
+		if err := json.NewEncoder(in).Encode(every); err != nil {
+			return fmt.Errorf("tell a part of the fleet: %w", err)
+		}
+	}
+	return nil
+}
+
 // Stop ends the fleet: its hosts say goodbye.
 func (p *Parts) Stop() {
-	for _, stop := range p.stops {
-		stop.Close()
+	for _, in := range p.ins {
+		in.Close()
 	}
 	for _, cmd := range p.cmds {
 		late := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
@@ -157,10 +167,6 @@ func part(text []byte) error {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		cancel()
-	}()
 	if dir := os.Getenv("RG_FLEET_PROFILE"); dir != "" {
 		stop, err := profile(filepath.Join(dir, fmt.Sprintf("fleet.%d.pprof", cfg.First)))
 		if err != nil {
@@ -169,6 +175,16 @@ func part(text []byte) error {
 		defer stop()
 	}
 	f := NewFleet(cfg)
+	go func() {
+		defer cancel()
+		for in := json.NewDecoder(os.Stdin); ; {
+			var every time.Duration
+			if in.Decode(&every) != nil {
+				return
+			}
+			f.Telemetry(every)
+		}
+	}()
 	done := make(chan error, 1)
 	go func() { done <- f.Run(ctx) }()
 	out := bufio.NewWriter(os.Stdout)

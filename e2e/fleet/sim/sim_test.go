@@ -6,11 +6,14 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -29,6 +32,25 @@ type plane struct {
 	url  string
 	ca   []byte
 	join string // token
+	log  *lines
+}
+
+// lines is what a server said, for all to read.
+type lines struct {
+	mu   sync.Mutex // guards text
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 func newPlane(t *testing.T) *plane {
@@ -43,7 +65,8 @@ func newPlane(t *testing.T) *plane {
 	}
 	https := free()
 	dir := t.TempDir()
-	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	said := new(lines)
+	log := slog.New(slog.NewTextHandler(io.MultiWriter(t.Output(), said), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	s, err := server.New(t.Context(), server.Config{
 		DataDir: dir, DatabaseURL: pgtest.URL(t), Listen: https, SSHListen: "127.0.0.1:0", URL: "https://" + https, Version: "test",
 	}, log)
@@ -59,7 +82,7 @@ func newPlane(t *testing.T) *plane {
 			t.Error(err)
 		}
 	})
-	p := &plane{url: "https://" + https}
+	p := &plane{url: "https://" + https, log: said}
 	p.ca = authority(t, https)
 	p.login(t, dir)
 	return p
