@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -60,6 +61,48 @@ func (c *crowd) steady() error {
 	c.b.against(fmt.Sprintf("hosts that stayed connected for %.0f steady minutes", minutes), "", atLeast(1), float64(least-left), float64(c.n))
 	c.b.against(fmt.Sprintf("memory of the server after %.0f steady minutes with %d hosts, against before", minutes, c.n), "MiB", atMost(1.05), (objectsNow+stacksNow)/(1<<20), (objects+stacks)/(1<<20))
 	c.b.against(fmt.Sprintf("key to echo in a terminal in %.0f steady minutes, worst p99 of %d, against without hosts", minutes, len(keys)), "ms", atMost(2), slices.Max(keys), c.quiet)
+	return nil
+}
+
+// telemetry has all hosts say samples of eight GPUs, one a second: ten at once, and
+// each by itself, which is more than a big fleet and its server can do on one machine.
+func (c *crowd) telemetry() error {
+	err := c.samples(10*time.Second, 20)
+	if err == nil && c.n <= sim.PartSize {
+		err = c.samples(time.Second, 150)
+	}
+	return errors.Join(err, c.parts.Telemetry(0))
+}
+
+// samples measures what batches add to the CPU of the server while nobody but the
+// broker takes them; most is for 10,000 hosts, in percent of a core.
+func (c *crowd) samples(every time.Duration, most float64) error {
+	if err := c.parts.Telemetry(every); err != nil {
+		return err
+	}
+	time.Sleep(every + 2*time.Second) // all have begun, and said the first, shorter batch
+	objects, stacks, err := memory(debugAddr)
+	if err != nil {
+		return err
+	}
+	start, before := time.Now(), c.parts.Progress()
+	busy, err := c.idleCPU(int(c.rest().Seconds()))
+	if err != nil {
+		return err
+	}
+	took, now := time.Since(start).Seconds(), c.parts.Progress()
+	objectsNow, stacksNow, err := memory(debugAddr)
+	if err != nil {
+		return err
+	}
+	rate := float64(now.Batches-before.Batches) / took
+	fmt.Fprintf(os.Stderr, "telemetry every %v: %.0f batches a second, %d lost; server and PostgreSQL used %.1f %% of a core, %.1f without; memory %.1f -> %.1f MiB\n",
+		every, rate, now.Lost-before.Lost, busy, c.calm, (objects+stacks)/(1<<20), (objectsNow+stacksNow)/(1<<20))
+	name := fmt.Sprintf("%d hosts that say a sample of 8 GPUs each second, every %v: ", c.n, every)
+	cpu := pairs{ours: []measured{{busy}}, baseline: []measured{{c.calm}}}
+	c.b.add(name+"CPU of server and PostgreSQL, against silence", "% of a core", atMostMore(max(2, most*float64(c.n)/10_000)), 0, cpu)
+	c.b.against(name+"that stayed connected", "", atLeast(1), float64(now.Connected-back(now, start.Unix())), float64(c.n))
+	c.b.against(name+"acknowledged, against what there is", "batches/s", atLeast(0.9), rate, float64(c.n)/every.Seconds())
 	return nil
 }
 
