@@ -91,7 +91,7 @@ anybody who has the address, without a login.`,
 				return err
 			}
 			var r appRow
-			if err := c.call(cmd.Context(), http.MethodPut, c.in("environments", got[0], "apps", path), body, &r); err != nil {
+			if err := c.call(cmd.Context(), http.MethodPut, c.environment(got[0], "apps", path), body, &r); err != nil {
 				return err
 			}
 			return a.show(r, func(w io.Writer) {
@@ -117,7 +117,7 @@ func (a *app) appRemove() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := c.call(cmd.Context(), http.MethodDelete, c.in("environments", got[0], "apps", got[1]), nil, nil); err != nil {
+			if err := c.call(cmd.Context(), http.MethodDelete, c.environment(got[0], "apps", got[1]), nil, nil); err != nil {
 				return err
 			}
 			fmt.Fprintf(a.errOut, "App %s of %s is as every port now.\n", got[1], got[0])
@@ -136,7 +136,8 @@ func (a *app) appOpen() *cobra.Command {
 		var out struct {
 			URL string `json:"url"`
 		}
-		body := map[string]string{"app": c.Workspace + "/" + got[0] + "/" + got[1]}
+		name, ws := c.whose(got[0])
+		body := map[string]string{"app": ws + "/" + name + "/" + got[1]}
 		if err := c.call(cmd.Context(), http.MethodPost, "/api/v1/apps/open", body, &out); err != nil {
 			return err
 		}
@@ -162,7 +163,7 @@ meanwhile is there when they are back.`,
 			URL string `json:"url"`
 			App appRow `json:"app"`
 		}
-		if err := c.call(cmd.Context(), http.MethodPost, c.in("environments", got[0], "jupyter"), nil, &out); err != nil {
+		if err := c.call(cmd.Context(), http.MethodPost, c.environment(got[0], "jupyter"), nil, &out); err != nil {
 			return err
 		}
 		if a.output != "json" {

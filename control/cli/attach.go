@@ -155,23 +155,14 @@ func (c *client) sessions(ctx context.Context, env string) ([]liveSession, error
 	var list struct {
 		Items []liveSession `json:"items"`
 	}
-	err := c.call(ctx, http.MethodGet, c.environment(env)+"/sessions", nil, &list)
+	err := c.call(ctx, http.MethodGet, c.environment(env, "sessions"), nil, &list)
 	return list.Items, err
-}
-
-// environment returns the path of NAME, NAME.WORKSPACE or an id.
-func (c *client) environment(env string) string {
-	name, ws, _ := strings.Cut(env, ".")
-	if ws == "" {
-		return c.in("environments", name)
-	}
-	return "/api/v1/workspaces/" + url.PathEscape(ws) + "/environments/" + url.PathEscape(name)
 }
 
 // hold runs a session that survives, at this terminal.
 func (a *app) hold(ctx context.Context, c *client, env string, cfg terminal.Config) error {
 	cfg.Dial = func(ctx context.Context, q url.Values) (io.ReadWriteCloser, error) {
-		return c.dialTerminal(ctx, c.environment(env)+"/terminal?"+q.Encode())
+		return c.dialTerminal(ctx, c.environment(env, "terminal")+"?"+q.Encode())
 	}
 	cfg.Stdin, cfg.Stdout, cfg.Stderr = os.Stdin, a.out, a.errOut
 	if (cfg.Open == nil || cfg.Open.Term != "") && term.IsTerminal(int(os.Stdin.Fd())) {

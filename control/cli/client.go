@@ -246,10 +246,36 @@ func unreachable(server string, err error) error {
 }
 
 // in returns the path of something in the profile's workspace.
-func (c *client) in(parts ...string) string {
-	path := "/api/v1/workspaces/" + url.PathEscape(c.Workspace)
+func (c *client) in(parts ...string) string { return inWorkspace(c.Workspace, parts) }
+
+func inWorkspace(ws string, parts []string) string {
+	path := "/api/v1/workspaces/" + url.PathEscape(ws)
 	for _, p := range parts {
 		path += "/" + url.PathEscape(p)
 	}
 	return path
+}
+
+// environment returns the path of an environment, NAME, NAME.WORKSPACE or an
+// id, or of something of it.
+func (c *client) environment(env string, parts ...string) string {
+	name, ws := c.whose(env)
+	return inWorkspace(ws, append([]string{"environments", name}, parts...))
+}
+
+// whose splits what a person calls an environment.
+func (c *client) whose(env string) (name, ws string) {
+	if name, ws, ok := strings.Cut(env, "."); ok {
+		return name, ws
+	}
+	return env, c.Workspace
+}
+
+// qualified adds the workspace to a bare name, for the gateway.
+func (c *client) qualified(env string) string {
+	name, ws := c.whose(env)
+	if strings.HasPrefix(name, "env_") || ws == "" {
+		return name
+	}
+	return name + "." + ws
 }

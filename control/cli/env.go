@@ -182,7 +182,7 @@ func (a *app) follow(ctx context.Context, c *client, name, reached string) (envR
 	for phase := ""; ; {
 		pace := time.After(followPace)
 		var env envRow // anew: an answer leaves out what is empty
-		path := fmt.Sprintf("%s?while=%s&wait=%d", c.in("environments", name), phase, int(followWait.Seconds()))
+		path := fmt.Sprintf("%s?while=%s&wait=%d", c.environment(name), phase, int(followWait.Seconds()))
 		if err := c.call(ctx, http.MethodGet, path, nil, &env); err != nil {
 			var gone *problem
 			if reached == "deleted" && errors.As(err, &gone) && gone.Status == http.StatusNotFound {
@@ -217,7 +217,7 @@ func (a *app) envVerb(ctx context.Context, name, verb, reached, done string, wai
 		return err
 	}
 	var env envRow
-	if err := c.call(ctx, http.MethodPost, c.in("environments", name, verb), nil, &env); err != nil {
+	if err := c.call(ctx, http.MethodPost, c.environment(name, verb), nil, &env); err != nil {
 		return err
 	}
 	if wait {
@@ -244,7 +244,7 @@ func (a *app) envRemove() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if err := c.call(cmd.Context(), http.MethodDelete, c.in("environments", args[0]), nil, nil); err != nil {
+		if err := c.call(cmd.Context(), http.MethodDelete, c.environment(args[0]), nil, nil); err != nil {
 			return err
 		}
 		if *wait {
@@ -282,7 +282,7 @@ func (a *app) envShow() *cobra.Command {
 				return err
 			}
 			a.output = "json"
-			return fetch(a, cmd, c.in("environments", args[0]), func(io.Writer, any) {})
+			return fetch(a, cmd, c.environment(args[0]), func(io.Writer, any) {})
 		}}
 }
 
@@ -293,7 +293,7 @@ func (a *app) envEvents() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return fetch(a, cmd, c.in("environments", args[0], "events"), printEvents)
+			return fetch(a, cmd, c.environment(args[0], "events"), printEvents)
 		}}
 }
 
@@ -307,7 +307,7 @@ func (a *app) envLogs() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		logs, err := c.download(cmd.Context(), fmt.Sprintf("%s?tail=%d&follow=%v", c.in("environments", args[0], "logs"), *tail, *follow))
+		logs, err := c.download(cmd.Context(), fmt.Sprintf("%s?tail=%d&follow=%v", c.environment(args[0], "logs"), *tail, *follow))
 		if err != nil {
 			return err
 		}

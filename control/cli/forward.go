@@ -60,7 +60,7 @@ func (a *app) forward(ctx context.Context, name string, specs []forward.Spec) er
 		return err
 	}
 	var env envRow
-	if err := c.call(ctx, http.MethodGet, c.in("environments", name), nil, &env); err != nil {
+	if err := c.call(ctx, http.MethodGet, c.environment(name), nil, &env); err != nil {
 		return err
 	}
 	all, err := forward.Listen(specs)
@@ -137,7 +137,7 @@ func (w *way) dial(ctx context.Context, t protocol.Target) (forward.Stream, erro
 
 func (w *way) dialOnce(ctx context.Context, t protocol.Target) (forward.Stream, error) {
 	q := url.Values{"network": {t.Network}, "address": {t.Address}}
-	conn, err := w.dialPath(ctx, w.in("environments", w.env, "dial")+"?"+q.Encode())
+	conn, err := w.dialPath(ctx, w.environment(w.env, "dial")+"?"+q.Encode())
 	if err == nil {
 		w.back()
 	}

@@ -54,7 +54,7 @@ func (a *app) rdp(ctx context.Context, name string, port uint16, launch bool) er
 	}
 	way := a.way(c, name)
 	host, isHost := strings.CutPrefix(name, "host:")
-	path := c.in("environments", name, "rdp")
+	path := c.environment(name, "rdp")
 	if isHost {
 		path = hostPath(host, "rdp")
 	}

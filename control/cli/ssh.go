@@ -108,14 +108,6 @@ func (a *app) ssh(ctx context.Context, env, command string, tty bool) error {
 	return sessionStatus(ses.Wait())
 }
 
-// qualified adds the workspace to a bare name.
-func (c *client) qualified(env string) string {
-	if strings.Contains(env, ".") || strings.HasPrefix(env, "env_") || c.Workspace == "" {
-		return env
-	}
-	return env + "." + c.Workspace
-}
-
 // sshClient speaks SSH to the gateway over a WebSocket that the API token has
 // authenticated already; the gateway's host key comes by the same, trusted way.
 func (c *client) sshClient(ctx context.Context, user string) (*ssh.Client, error) {
