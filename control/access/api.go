@@ -12,6 +12,7 @@ import (
 	"github.com/remotegpu/remotegpu/control/environment"
 	"github.com/remotegpu/remotegpu/control/errs"
 	"github.com/remotegpu/remotegpu/control/host"
+	"github.com/remotegpu/remotegpu/control/pg"
 	"github.com/remotegpu/remotegpu/control/web"
 	"github.com/remotegpu/remotegpu/protocol"
 	"github.com/remotegpu/remotegpu/protocol/tunnel"
@@ -68,6 +69,8 @@ func sentence(env environment.Environment, err error) error {
 		return errs.E(errs.Unavailable, "The host of environment "+env.Name+" says: "+refused.Message, err)
 	case errors.Is(err, context.DeadlineExceeded):
 		return errs.E(errs.Unavailable, "The host of environment "+env.Name+" did not answer in time; try again.", err)
+	case errs.KindOf(pg.Meaning(err)) == errs.Internal: // the connection broke, in one way or another
+		return gone(env, err)
 	}
 	return err
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/remotegpu/remotegpu/control/environment"
 	"github.com/remotegpu/remotegpu/control/errs"
 	"github.com/remotegpu/remotegpu/control/host"
+	"github.com/remotegpu/remotegpu/control/pg"
 	"github.com/remotegpu/remotegpu/protocol"
 	"github.com/remotegpu/remotegpu/protocol/tunnel"
 )
@@ -83,6 +84,8 @@ func hostSentence(h host.Host, err error) error {
 		return errs.E(errs.Unavailable, "Host "+h.Name+" says: "+refused.Message, err)
 	case errors.Is(err, context.DeadlineExceeded):
 		return errs.E(errs.Unavailable, "Host "+h.Name+" did not answer in time; try again.", err)
+	case errs.KindOf(pg.Meaning(err)) == errs.Internal: // the connection broke, in one way or another
+		return errs.E(errs.Unavailable, "The connection to host "+h.Name+" broke; try once more.", err)
 	}
 	return err
 }

@@ -40,11 +40,14 @@ func (s *Service) lasting(ctx context.Context, c auth.Caller, env environment.En
 			return s.openAttached(ctx, c, env, a)
 		},
 	})
+	refused, no := errors.AsType[*resume.Refused](err)
 	switch {
 	case errors.Is(err, resume.ErrOld):
 		return s.open(ctx, c, env, protocol.StreamHeader{Kind: protocol.StreamSession})
+	case no:
+		return nil, errs.E(errs.Unavailable, refused.Message, err)
 	case err != nil:
-		return nil, err
+		return nil, sentence(env, err)
 	}
 	return lastingStream{pipe}, nil
 }
@@ -71,7 +74,11 @@ func (s *Service) openAttached(ctx context.Context, c auth.Caller, env environme
 	}
 	if err := protocol.WriteDocument(up, protocol.FrameAttach, a); err != nil {
 		up.Close()
-		return nil, errs.E(errs.Unavailable, "The host of environment "+env.Name+" is gone again; try once more.", err)
+		return nil, gone(env, err)
 	}
 	return up, nil
+}
+
+func gone(env environment.Environment, err error) error {
+	return errs.E(errs.Unavailable, "The host of environment "+env.Name+" is gone again; try once more.", err)
 }

@@ -39,6 +39,7 @@ const (
 	dialLimit  = 6 * time.Second // for one try at first, later more
 	dialMost   = 20 * time.Second
 	firstLimit = 30 * time.Second // for the very first transport
+	firstTries = 3
 )
 
 // Client is the dialling end of a pipe.
@@ -50,11 +51,12 @@ type Client struct {
 }
 
 // Dial makes the pipe over a first transport, and finds new ones when they are
-// needed, until the pipe ends. A first one that fails is an error at once.
+// needed, until the pipe ends. A first one that cannot be had is an error at once;
+// one that is lost before the other end has said a word gets a few more tries.
 func Dial(ctx context.Context, cfg DialConfig) (*Client, error) {
 	d := &Client{Conn: newConn(cfg.Config), cfg: cfg, news: make(chan struct{}, 1), poke: make(chan struct{}, 1)}
 	d.onLink = func() { signal(d.news) }
-	l, err := d.open(ctx, Attempt{}, firstLimit)
+	l, err := d.first(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -68,6 +70,22 @@ func Dial(ctx context.Context, cfg DialConfig) (*Client, error) {
 	}()
 	go d.run(ctx)
 	return d, nil
+}
+
+func (d *Client) first(ctx context.Context) (*link, error) {
+	ctx, cancel := context.WithTimeout(ctx, firstLimit)
+	defer cancel()
+	for try := 1; ; try++ {
+		l, err := d.open(ctx, Attempt{}, firstLimit)
+		if !errors.Is(err, ErrLost) || try == firstTries {
+			return l, err
+		}
+		select {
+		case <-time.After(retryMin):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }
 
 // Poke says that the network may have changed: the transport has a moment to
@@ -122,7 +140,7 @@ func (l *link) readHello() (uint64, error) {
 	kind, payload, err := l.in.Next()
 	switch {
 	case err != nil:
-		return 0, fmt.Errorf("wait for the other end: %w", err)
+		return 0, fmt.Errorf("%w: %w", ErrLost, err)
 	case byte(kind) == frameRefuse:
 		return 0, &Refused{string(payload[:min(len(payload), maxText)])}
 	case kind == protocol.FrameExit:

@@ -72,6 +72,9 @@ var (
 	// ErrGone says that no transport came for the time that was set.
 	ErrGone = errors.New("the other end did not come back in time")
 
+	// ErrLost says that a transport was lost before the other end had said a word.
+	ErrLost = errors.New("the connection was lost before the other end answered")
+
 	// ErrOld says that the other end does not know this package.
 	ErrOld = errors.New("the other end is older than sessions that survive")
 

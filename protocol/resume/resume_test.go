@@ -324,6 +324,39 @@ func TestNoFirstTransport(t *testing.T) {
 	})
 }
 
+// TestFirstTransportIsLost: an agent that dies while a session is opened is tried
+// again, a few times, as the same client.
+func TestFirstTransportIsLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, lost := range []int{firstTries - 1, firstTries} {
+			l, dials := newLine(t, Config{}), 0
+			c, err := Dial(t.Context(), DialConfig{Dial: func(ctx context.Context, a Attempt) (io.ReadWriteCloser, error) {
+				if dials++; dials > lost {
+					return l.dial(ctx, a)
+				}
+				if a.Resume {
+					t.Errorf("try %d is to go on with what never began", dials)
+				}
+				ours, theirs := net.Pipe()
+				theirs.Close()
+				return ours, nil
+			}})
+			if lost == firstTries {
+				if !errors.Is(err, ErrLost) || dials != firstTries {
+					t.Errorf("%v after %d tries", err, dials)
+				}
+				continue
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			echo(l.server)
+			ask(t, c, "here")
+			c.Close()
+		}
+	})
+}
+
 // TestRefusedLater: a session that is gone is said at once, and not tried for.
 func TestRefusedLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
