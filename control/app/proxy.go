@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -155,6 +156,8 @@ func (s *Service) forwardTo(w http.ResponseWriter, r *http.Request, q *request) 
 	defer v.end()
 	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), requestKey{}, q))
 	defer cancel()
+	payer := cmp.Or(q.caller.ID, q.caller.Remote)
+	v.pass = func(n int) { s.cfg.Pass(ctx, payer, n) }
 	credentials := r.Clone(context.WithoutCancel(ctx))
 	defer s.live.add(&watched{cancel: cancel, again: func() error { return s.again(credentials, *a) }})()
 	if r.Body != nil && r.Body != http.NoBody {
@@ -225,7 +228,8 @@ func (s *Service) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Connections are shared by who uses the app, and capped per app.
+	// Connections are shared by who uses the app: how many there are is capped per
+	// app, what passes is per user, in forwardTo.
 	as := auth.System(host)
 	var first error
 	for _, t := range a.targets() {

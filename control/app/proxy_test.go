@@ -98,6 +98,51 @@ func TestWebSocket(t *testing.T) {
 	}
 }
 
+// TestBytesAreTheUsers: what passes by the connections that all users of an app
+// share is counted against who it is for, both ways.
+func TestBytesAreTheUsers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const size = 1 << 20
+	socket, page := w.run("box", "8888", upgrade), w.run("box", "8080", func(rw http.ResponseWriter, r *http.Request) {
+		n, _ := io.Copy(io.Discard, r.Body)
+		rw.Write(make([]byte, n))
+	})
+	b := w.browser()
+	b.login("bob", socket)
+	c, res, err := b.socket(socket+"ws", origin(socket))
+	if err != nil {
+		t.Fatalf("%v %v", err, res)
+	}
+	defer c.Close()
+	if err := c.WriteMessage(websocket.BinaryMessage, make([]byte, size)); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := c.ReadMessage(); err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), "POST", page, strings.NewReader(strings.Repeat("x", size)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+w.secrets["ann"])
+	answer, err := b.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	if n, err := io.Copy(io.Discard, answer.Body); n != size || err != nil {
+		t.Fatalf("%d bytes, %v", n, err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, who := range []string{"ann", "bob"} {
+		if n := w.paid[w.callers[who].ID]; n < 2*size || n > 2*size+size/10 {
+			t.Errorf("%s paid for %d bytes, want %d", who, n, 2*size)
+		}
+	}
+}
+
 // TestForeignPages: what another site's page asks for with the cookie of an app
 // does not reach the app, be it a sibling's or not.
 func TestForeignPages(t *testing.T) {

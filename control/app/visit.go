@@ -48,8 +48,9 @@ type use struct {
 
 // visit is one connection of a use.
 type visit struct {
-	all *visits
-	way way
+	all  *visits
+	way  way
+	pass func(n int) // waits until so many bytes may pass; nil: they may
 }
 
 // begin notes a connection. That it cannot be written down is a reason to
@@ -63,7 +64,7 @@ func (v *visits) begin(ctx context.Context, c auth.Caller, e environment.Environ
 		}
 		v.start(w, c, e.Workspace)
 	}
-	return visit{v, w}, nil
+	return visit{all: v, way: w}, nil
 }
 
 // join counts a connection to a use that goes on.
@@ -100,10 +101,13 @@ func (u *use) enter() {
 // server that stops.
 func (v visit) add(up, down int64) {
 	v.all.mu.Lock()
-	defer v.all.mu.Unlock()
 	if u := v.all.uses[v.way]; u != nil {
 		u.up += up
 		u.down += down
+	}
+	v.all.mu.Unlock()
+	if v.pass != nil {
+		v.pass(int(up + down))
 	}
 }
 

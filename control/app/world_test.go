@@ -57,6 +57,7 @@ type world struct {
 
 	mu    sync.Mutex
 	ports map[string]string // where in truth what is at an address of an environment listens
+	paid  map[string]int    // bytes of each user
 }
 
 // people and their role in lab; ann's is in lab2 too.
@@ -72,7 +73,7 @@ func newWorld(t *testing.T) *world { return newWorldAt(t, ownHosts) }
 
 func newWorldAt(t *testing.T, places Places) *world {
 	t.Helper()
-	w := &world{t: t, pool: pgtest.New(t), secrets: map[string]string{}, callers: map[string]auth.Caller{}, ports: map[string]string{}}
+	w := &world{t: t, pool: pgtest.New(t), secrets: map[string]string{}, callers: map[string]auth.Caller{}, ports: map[string]string{}, paid: map[string]int{}}
 	log := slog.New(slog.DiscardHandler)
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(t.Output(), nil))
@@ -101,7 +102,7 @@ func newWorldAt(t *testing.T, places Places) *world {
 // serve starts the API with the module's routes.
 func (w *world) serve(log *slog.Logger, ways *access.Service, places Places) {
 	w.Service = New(w.pool, Config{
-		Places: places, Resolve: w.spaces.Resolve, Get: w.envs.Get, Find: w.envs.Find, Dial: ways.Dial,
+		Places: places, Resolve: w.spaces.Resolve, Get: w.envs.Get, Find: w.envs.Find, Dial: ways.Dial, Pass: w.pass,
 		Bearer: w.accounts.BySecret, ByID: w.accounts.ByID, LoginPage: console.Login(),
 		Login: func(ctx context.Context, c auth.Caller, email, password string) (auth.Caller, error) {
 			secret, _, err := w.accounts.Login(ctx, c, email, password)
@@ -124,6 +125,12 @@ func (w *world) serve(log *slog.Logger, ways *access.Service, places Places) {
 	ended := make(chan error)
 	go func() { ended <- w.Run(ctx) }()
 	w.t.Cleanup(func() { cancel(); <-ended })
+}
+
+func (w *world) pass(_ context.Context, user string, n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.paid[user] += n
 }
 
 func (w *world) bearer(r *http.Request) (auth.Caller, error) {

@@ -220,7 +220,7 @@ func (s *Server) joinReplicas(ctx context.Context) (err error) {
 func (s *Server) newApps() *app.Service {
 	return app.New(s.pool, app.Config{
 		Places:  app.Places{Main: s.cfg.origin(), Domain: s.cfg.AppsDomain, Path: s.cfg.AppsURL},
-		Resolve: s.Workspaces.Resolve, Get: s.envs.Get, Find: s.envs.Find, Dial: s.access.Dial, Exec: s.access.Exec,
+		Resolve: s.Workspaces.Resolve, Get: s.envs.Get, Find: s.envs.Find, Dial: s.access.Dial, Pass: s.hub.Pass, Exec: s.access.Exec,
 		Bearer: s.Accounts.BySecret, ByID: s.Accounts.ByID, Login: s.passwordLogin, LoginPage: console.Login(), TrustProxy: s.cfg.PlainHTTP,
 	}, s.log)
 }

@@ -1,10 +1,14 @@
 package tunnel
 
 import (
+	"context"
 	"maps"
+	"strings"
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/remotegpu/remotegpu/protocol"
 )
 
 // maxRates is how many limiters are kept before full ones are looked for.
@@ -27,17 +31,33 @@ func (h *Hub) limiter(name string, perSecond, burst int) *rate.Limiter {
 	return l
 }
 
-// byteCaps returns what bounds the bytes of a stream. It needs mu.
+// byteCaps returns what bounds the bytes of a stream; one that is nobody's own
+// has no user's. It needs mu.
 func (h *Hub) byteCaps(host, user string) (caps byteCaps) {
-	for _, c := range []struct {
-		name      string
-		perSecond int
-	}{{"bytes of host " + host, h.cfg.HostRate}, {"bytes of user " + user, h.cfg.UserRate}} {
-		if c.perSecond > 0 {
-			caps = append(caps, h.limiter(c.name, c.perSecond, max(c.perSecond/4, minBurst)))
-		}
+	if h.cfg.HostRate > 0 {
+		caps = append(caps, h.bytes("host "+host, h.cfg.HostRate))
+	}
+	if h.cfg.UserRate > 0 && strings.HasPrefix(user, protocol.PrefixUser) {
+		caps = append(caps, h.bytes("user "+user, h.cfg.UserRate))
 	}
 	return caps
+}
+
+// bytes needs mu.
+func (h *Hub) bytes(of string, perSecond int) *rate.Limiter {
+	return h.limiter("bytes of "+of, perSecond, max(perSecond/4, minBurst))
+}
+
+// Pass waits until n bytes of a user may pass that go by a stream which many
+// share, or until ctx ends.
+func (h *Hub) Pass(ctx context.Context, user string, n int) {
+	if h.cfg.UserRate <= 0 {
+		return
+	}
+	h.mu.Lock()
+	caps := byteCaps{h.bytes("user "+user, h.cfg.UserRate)}
+	h.mu.Unlock()
+	caps.wait(n, ctx.Done())
 }
 
 // byteCaps bound what a stream and others carry, both directions together.

@@ -297,6 +297,23 @@ func TestByteCaps(t *testing.T) {
 	if took := time.Since(began); took < least*9/10 {
 		t.Errorf("%d bytes went by in %v, which is under %v", 4*size, took, least)
 	}
+	began = time.Now()
+	carry(w, "env_a.8888", size) // many share it: each of them is counted, and it is not
+	if took := time.Since(began); took > least {
+		t.Errorf("a shared stream took %v", took)
+	}
+	for range 2 {
+		all.Go(func() {
+			for range 32 {
+				w.hub.Pass(t.Context(), "usr_shares", size/16)
+			}
+		})
+	}
+	began = time.Now()
+	all.Wait()
+	if took := time.Since(began); took < least*9/10 {
+		t.Errorf("%d shared bytes went by in %v, which is under %v", 4*size, took, least)
+	}
 	host := newWorld(t, HubConfig{HostRate: perSecond}, echo)
 	host.run(t)
 	began = time.Now()
