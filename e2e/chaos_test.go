@@ -25,8 +25,9 @@ import (
 
 // What a run is made of, unless the environment says otherwise.
 const (
-	chaosMinutes = 2.0
+	chaosMinutes = 5.0
 	chaosHosts   = 2
+	chaosAgents  = 50
 	chaosSeed    = 1
 )
 
@@ -50,7 +51,7 @@ const (
 func TestChaos(t *testing.T) {
 	w := newWorld(t)
 	seed, minutes, hosts := number(t, "RG_CHAOS_SEED", chaosSeed), number(t, "RG_CHAOS_MINUTES", chaosMinutes), int(number(t, "RG_CHAOS_HOSTS", chaosHosts))
-	agents, servers := int(number(t, "RG_CHAOS_AGENTS", 0)), min(2, int(number(t, "RG_CHAOS_SERVERS", 1)))
+	agents, servers := int(number(t, "RG_CHAOS_AGENTS", chaosAgents)), min(2, int(number(t, "RG_CHAOS_SERVERS", 1)))
 	brokers := int(number(t, "RG_CHAOS_BROKERS", 0))
 	if brokers > 0 {
 		servers, agents, brokers = 2, 0, 1 // simulated hosts know no broker beside the server
@@ -58,7 +59,7 @@ func TestChaos(t *testing.T) {
 	y := w.newYard(hosts, agents, uint64(seed), func(y *yard) { y.newControl(servers, brokers) })
 	run := &chaos.Run{
 		System: chaos.System{Faults: y.faults(), Look: y.look, Rest: y.rest, Resume: y.resume, Clear: y.wisher.clear, Log: t.Logf},
-		Seed:   uint64(seed), Calm: restWithin,
+		Seed:   uint64(seed), For: time.Duration(minutes * float64(time.Minute)), Calm: restWithin,
 		Shape: chaos.Shape{
 			Rounds: max(1, int(minutes*60/(stormLasts+restAbout).Seconds())), Storm: stormLasts, Pause: 2 * time.Second,
 			Parts: map[string]int{partHost: hosts, partControl: 1, partClient: 1, partSim: agents, partReplica: servers, partBroker: brokers},

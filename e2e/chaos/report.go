@@ -15,6 +15,7 @@ type Report struct {
 	Shape   Shape
 	Began   time.Time
 	Took    time.Duration
+	Rounds  int // that began
 	Struck  []Struck
 	Rests   []time.Duration // how long each calm took until rest; the first is before any fault
 	Checked map[string]int  // times, by invariant
@@ -40,7 +41,7 @@ func (r *Report) String() string {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	p("# Chaos: seed %d, %v\n", r.Seed, r.Took.Round(time.Second))
-	p("Began %s. Rounds: %d of %v of faults each, and then rest. Again: `%s`\n", r.Began.UTC().Format(time.RFC3339), r.Shape.Rounds, r.Shape.Storm, r.Replay)
+	p("Began %s. Rounds: %d of %v of faults each, and then rest. Again: `%s`\n", r.Began.UTC().Format(time.RFC3339), r.Rounds, r.Shape.Storm, r.Replay)
 	if r.Broke == nil {
 		p("No invariant was broken.\n")
 	} else {

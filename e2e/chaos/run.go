@@ -27,6 +27,7 @@ type Run struct {
 	System
 	Seed   uint64
 	Shape  Shape
+	For    time.Duration // no round begins later; 0: all of the plan is played
 	Calm   time.Duration // most that a calm may take
 	Replay string        // the command that does it again
 
@@ -50,9 +51,10 @@ func (r *Run) Do(ctx context.Context) *Report {
 	plan := Plan(r.Seed, r.Faults, r.Shape)
 	r.calm(ctx) // what is at rest before anything breaks is the start level
 	for round := range r.Shape.Rounds {
-		if ctx.Err() != nil || r.broken() {
+		if ctx.Err() != nil || r.broken() || r.For > 0 && time.Since(r.began) > r.For {
 			break
 		}
+		r.report.Rounds++
 		r.Resume()
 		r.storm(ctx, slices.DeleteFunc(slices.Clone(plan), func(s Strike) bool { return s.Round != round }))
 		r.calm(ctx)
