@@ -46,9 +46,13 @@ func files(b *bench) error {
 	}
 	for _, l := range loads {
 		for _, tool := range []string{"scp", "sftp", "rsync"} {
-			p, err := paired(n,
-				func() (measured, error) { return gateway.copy(tool, l) },
-				func() (measured, error) { return direct.copy(tool, l) })
+			var p pairs
+			err := b.profiled(tool+" "+l.what, func() (err error) {
+				p, err = paired(n,
+					func() (measured, error) { return gateway.copy(tool, l) },
+					func() (measured, error) { return direct.copy(tool, l) })
+				return err
+			})
 			if err != nil {
 				return fmt.Errorf("%s of %s: %w", tool, l.what, err)
 			}

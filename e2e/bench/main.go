@@ -55,7 +55,7 @@ type bench struct {
 	hosts   int           // simulated; 0: see fleetSize
 	steady  time.Duration // that the fleet is looked at
 	n       int           // pairs of a figure; 0: see often
-	profile string        // folder for CPU profiles of the ends; empty: none
+	profile string        // folder for CPU profiles; empty: none
 	bin     string        // folder of the product's programs
 	dir     string        // for what the run writes
 	sys     *system
@@ -89,7 +89,7 @@ func run() error {
 	n := flag.Int("pairs", 0, "measure a figure so often (default 21, quick 7; a third of it where one takes long)")
 	hosts := flag.Int("hosts", 0, "how many hosts the fleet has (default 10000, quick 500)")
 	steady := flag.Duration("steady", 0, "look at the whole fleet for so long while nothing happens (like 30m)")
-	profile := flag.String("profile", "", "write CPU profiles of the ends into this folder")
+	profile := flag.String("profile", "", "write CPU profiles of the ends and of the server into this folder")
 	bin := flag.String("bin", "bin", "folder of the programs to measure")
 	out := flag.String("out", "run/bench.json", "file for the figures")
 	flag.Parse()

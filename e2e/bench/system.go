@@ -9,6 +9,8 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -285,4 +287,31 @@ func (s *system) sshOptions() []string {
 func (s *system) ssh(env string, args ...string) *exec.Cmd {
 	options := append(s.sshOptions(), "-p", "2222", env+"@127.0.0.1")
 	return s.command("ssh", append(options, args...)...)
+}
+
+// profiled does something, and writes a CPU profile of the server over its first
+// seconds where profiles are wanted.
+func (b *bench) profiled(name string, do func() error) error {
+	if b.profile == "" {
+		return do()
+	}
+	written := make(chan error, 1)
+	go func() {
+		res, err := http.Get("http://" + debugAddr + "/debug/pprof/profile?seconds=10")
+		if err != nil {
+			written <- err
+			return
+		}
+		defer res.Body.Close()
+		text, err := io.ReadAll(res.Body)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(b.profile, "server-"+strings.ReplaceAll(name, " ", "-")+".pprof"), text, 0o644)
+		}
+		written <- err
+	}()
+	err := do()
+	if failed := <-written; failed != nil {
+		fmt.Fprintf(os.Stderr, "no profile of the server, %s: %v\n", name, failed) // it may have been killed
+	}
+	return err
 }
