@@ -24,7 +24,12 @@ import (
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
-func TestMain(m *testing.M) { pgtest.Main(m) }
+func TestMain(m *testing.M) {
+	if IsPart() {
+		return
+	}
+	pgtest.Main(m)
+}
 
 // plane is a real control plane in this process, and its first admin's API.
 type plane struct {

@@ -91,9 +91,9 @@ func TestTelemetry(t *testing.T) {
 			t.Fatalf("batches of hosts within 40 s: %v", batches)
 		}
 	}
+	eventually(t, "hosts know that the broker has them", func() bool { return f.Progress().Batches >= 9 })
 	f.Telemetry(0)
-	now := f.Progress()
-	if now.Connected != 3 || now.Batches < 9 || now.Lost > 0 {
+	if now := f.Progress(); now.Connected != 3 || now.Lost > 0 {
 		t.Errorf("%+v", now)
 	}
 	if text := p.log.String(); text != "" {
@@ -103,6 +103,36 @@ func TestTelemetry(t *testing.T) {
 		before := f.Progress().Batches
 		time.Sleep(3 * time.Second)
 		return f.Progress().Batches == before
+	})
+}
+
+// TestParts: hosts in a process of their own begin and end when they are told.
+func TestParts(t *testing.T) {
+	t.Parallel()
+	p := newPlane(t)
+	parts, err := Start(FleetConfig{Server: p.url, CA: p.ca, Token: p.join, Dir: t.TempDir(), Agents: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer parts.Stop()
+	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+	defer cancel()
+	if now, err := parts.Wait(ctx, func(p Progress) bool { return p.Connected == 2 }); err != nil || now.Batches > 0 {
+		t.Fatalf("%+v, %v", now, err)
+	}
+	if err := parts.Telemetry(time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := parts.Wait(ctx, func(p Progress) bool { return p.Batches >= 4 }); err != nil {
+		t.Fatal(err)
+	}
+	if err := parts.Telemetry(0); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is quiet", func() bool {
+		before := parts.Progress().Batches
+		time.Sleep(3 * time.Second)
+		return parts.Progress().Batches == before
 	})
 }
 
