@@ -1,7 +1,10 @@
 package dispatch
 
 import (
+	"bytes"
+	"context"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"runtime"
 	"testing"
@@ -9,6 +12,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/errs"
+	"github.com/remotegpu/remotegpu/control/pgtest"
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
@@ -409,6 +413,35 @@ func TestDatabaseAway(t *testing.T) {
 				t.Errorf("noted %+v, want epoch %d online %v", p, epoch, online)
 			}
 		}
+	}
+}
+
+// TestStop: what a host said and the end of the server interrupts is no error.
+func TestStop(t *testing.T) {
+	t.Parallel()
+	var text bytes.Buffer // read after Run has ended
+	begun := make(chan struct{})
+	svc := New(pgtest.New(t), Config{
+		Connected: func(string) bool { return true },
+		Presence: func(ctx context.Context, _ string, _ protocol.Presence) error {
+			close(begun)
+			<-ctx.Done()
+			return fmt.Errorf("note presence: %w", ctx.Err())
+		},
+	}, slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{Level: slog.LevelInfo})))
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- svc.Run(ctx) }()
+	b, err := protocol.Marshal(protocol.Presence{Version: protocol.Version, Epoch: 1, Online: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	svc.Presence(protocol.NewID(protocol.PrefixHost), b)
+	<-begun
+	stop()
+	<-ended
+	if text.Len() > 0 {
+		t.Errorf("it says %s", text.String())
 	}
 }
 

@@ -2,6 +2,7 @@ package dispatch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -161,9 +162,10 @@ func (s *Service) done(doing string, ln *lane, err error) bool {
 	return s.check(doing, ln, err)
 }
 
-// check logs an error and reports whether there was none.
+// check logs an error and reports whether there was none. What the end of the
+// server interrupts is no error: the host says it again to the next one.
 func (s *Service) check(doing string, ln *lane, err error) bool {
-	if err != nil {
+	if err != nil && !errors.Is(err, context.Canceled) {
 		s.log.Error(doing, "host", ln.host, "err", err)
 	}
 	return err == nil
