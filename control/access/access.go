@@ -42,7 +42,7 @@ type Config struct {
 	Find    func(ctx context.Context, c auth.Caller, name string) (environment.Environment, error) // NAME or NAME.WORKSPACE
 	// Get returns an environment by the name or id of its workspace and its own.
 	Get  func(ctx context.Context, c auth.Caller, workspace, environment string) (environment.Environment, error)
-	ByID func(ctx context.Context, user string) (auth.Caller, error) // a user as of now
+	Now  func(ctx context.Context, c auth.Caller) (auth.Caller, error) // with the rights of now, if they have any
 	Host func(ctx context.Context, c auth.Caller, name string) (host.Host, error)
 	// Records reports whether a workspace, by id, wants sessions recorded. Nil: none does.
 	Records func(ctx context.Context, workspace string, terminal bool) (bool, error)

@@ -111,12 +111,10 @@ func needs(env environment.Environment) func(c auth.Caller) error {
 	}
 }
 
-// fresh returns a user with the rights of now.
+// fresh returns c with the rights of now.
 func (s *Service) fresh(ctx context.Context, c auth.Caller) (auth.Caller, error) {
-	if c.Kind != auth.KindUser || s.cfg.ByID == nil {
+	if s.cfg.Now == nil {
 		return c, nil
 	}
-	now, err := s.cfg.ByID(ctx, c.ID)
-	now.Remote, now.Token = c.Remote, c.Token
-	return now, err
+	return s.cfg.Now(ctx, c)
 }

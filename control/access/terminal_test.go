@@ -98,8 +98,8 @@ func (w *world) get(ctx context.Context, c auth.Caller, workspace, name string) 
 	return e, err
 }
 
-func (w *world) byID(_ context.Context, id string) (auth.Caller, error) {
-	if id != w.user.ID {
+func (w *world) now(_ context.Context, c auth.Caller) (auth.Caller, error) {
+	if c.ID != w.user.ID {
 		return auth.Caller{}, errs.E(errs.Unauthenticated, "The user is not there any more, or is disabled.")
 	}
 	if now := w.rights.Load(); now != nil {

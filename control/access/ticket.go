@@ -80,11 +80,10 @@ func (s *Service) redeem(r *http.Request, secret string) (auth.Caller, error) {
 	} else if err != nil {
 		return auth.Caller{}, err
 	}
-	c, err := s.cfg.ByID(r.Context(), row.User)
+	c, err := s.cfg.Now(r.Context(), row.Caller(auth.From(r.Context()).Remote))
 	if err != nil {
 		return c, err
 	}
-	c.Remote, c.Login, c.Token = auth.From(r.Context()).Remote, row.Login, row.Token // as if these had been shown
 	env, err := s.cfg.Get(r.Context(), c, r.PathValue("workspace"), r.PathValue("environment"))
 	if err != nil {
 		return c, err

@@ -71,7 +71,7 @@ func newWorld(t *testing.T, change ...func(*Service)) *world {
 	hub := tunnel.NewHub(tunnel.HubConfig{Ask: w.ask, Online: func(string) bool { return w.online.Load() }, Log: log})
 	t.Cleanup(hub.Close)
 	var err error
-	w.Service, err = New(w.pool, Config{HostKey: newKey(t), HostCA: newKey(t), Address: "gpu.example.org:2222", ByKey: w.byKey, Find: w.find, Get: w.get, ByID: w.byID, Hub: hub, Log: log})
+	w.Service, err = New(w.pool, Config{HostKey: newKey(t), HostCA: newKey(t), Address: "gpu.example.org:2222", ByKey: w.byKey, Find: w.find, Get: w.get, Now: w.now, Hub: hub, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +145,7 @@ func (w *world) bearer(r *http.Request) (auth.Caller, error) {
 	case "Bearer " + hostID:
 		return auth.Caller{Kind: auth.KindHost, ID: hostID}, nil
 	case "Bearer user":
-		return w.byID(r.Context(), w.user.ID)
+		return w.now(r.Context(), w.user)
 	}
 	return auth.Caller{}, nil
 }

@@ -82,7 +82,7 @@ func (s *Service) Routes(api *web.API) {
 		})
 	web.Register(api, web.Route{Method: http.MethodGet, Path: "/api/v1/account", Action: auth.AccountRead, Summary: "Who am I"},
 		func(ctx context.Context, c auth.Caller, _ *none) (User, error) { return s.Me(ctx, c) })
-	web.Register(api, web.Route{Method: http.MethodPut, Path: "/api/v1/account/password", Action: auth.AccountWrite, Summary: "Change one's password"},
+	web.Register(api, web.Route{Method: http.MethodPut, Path: "/api/v1/account/password", Action: auth.AccountWrite, Summary: "Change one's password: all other sessions end; API tokens and SSH keys stay"},
 		func(ctx context.Context, c auth.Caller, in *passwordInput) (web.None, error) {
 			return web.None{}, s.ChangePassword(ctx, c, in.Body.Old, in.Body.New)
 		})

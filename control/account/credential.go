@@ -20,7 +20,8 @@ func (s *Service) Me(ctx context.Context, c auth.Caller) (User, error) {
 	return u, noUser(err)
 }
 
-// ChangePassword sets the caller's password; the old one must be given.
+// ChangePassword sets the caller's password; the old one must be given. All
+// sessions of the user end but the one that asks; API tokens and SSH keys stay.
 func (s *Service) ChangePassword(ctx context.Context, c auth.Caller, old, fresh string) error {
 	if err := c.Require(auth.AccountWrite, ""); err != nil {
 		return err
@@ -35,7 +36,14 @@ func (s *Service) ChangePassword(ctx context.Context, c auth.Caller, old, fresh 
 		if err := setPassword(ctx, tx, c.ID, hashPassword(fresh)); err != nil {
 			return err
 		}
-		return audit.Record(ctx, tx, c, auth.AccountWrite, c.ID, "", map[string]any{"changed": "password"})
+		ended, err := deleteOtherSessions(ctx, tx, c.ID, c.Login)
+		if err != nil {
+			return err
+		}
+		if err := audit.Record(ctx, tx, c, auth.AccountWrite, c.ID, "", map[string]any{"changed": "password", "sessions_ended": ended}); err != nil {
+			return err
+		}
+		return pg.Notify(ctx, tx, Revoked, c.ID)
 	})
 }
 

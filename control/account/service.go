@@ -108,13 +108,15 @@ func (s *Service) SetDisabled(ctx context.Context, c auth.Caller, user string, d
 
 // Login checks a password and opens a session.
 func (s *Service) Login(ctx context.Context, c auth.Caller, email, password string) (secret string, u User, err error) {
-	u, err = s.CheckPassword(ctx, c.Remote, email, password)
+	u, checked, err := s.checkPassword(ctx, c.Remote, email, password)
 	if err != nil {
 		return "", User{}, err
 	}
 	secret, hash := newSecret(sessionPrefix)
 	err = pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
-		if err := insertSession(ctx, tx, hash, u.ID, time.Now().Add(sessionLife)); err != nil {
+		if err := insertSession(ctx, tx, hash, u.ID, checked); pg.IsNone(err) {
+			return errWrongPassword // it was changed meanwhile
+		} else if err != nil {
 			return err
 		}
 		c.ID = u.ID
@@ -146,27 +148,38 @@ func (s *Service) Logout(ctx context.Context, c auth.Caller) error {
 // CheckPassword returns the user whose address and password these are; guesses
 // says how often that may be tried.
 func (s *Service) CheckPassword(ctx context.Context, remote, email, password string) (User, error) {
+	u, _, err := s.checkPassword(ctx, remote, email, password)
+	return u, err
+}
+
+var errWrongPassword = errs.E(errs.Unauthenticated, "E-mail address or password is wrong.")
+
+// checkPassword is CheckPassword and returns the hash that was right.
+func (s *Service) checkPassword(ctx context.Context, remote, email, password string) (u User, hash string, err error) {
 	from := newOrigin(remote, email)
 	if !s.guesses.password(from) {
-		return User{}, errs.E(errs.Unavailable, tooMany)
+		return User{}, "", errs.E(errs.Unavailable, tooMany)
 	}
-	u, hash, err := userByEmail(ctx, s.pool, email)
+	u, hash, err = userByEmail(ctx, s.pool, email)
 	if err != nil && !pg.IsNone(err) {
-		return User{}, fmt.Errorf("find user: %w", err)
+		return User{}, "", fmt.Errorf("find user: %w", err)
 	}
 	release, err := s.guesses.turn(ctx, from)
 	if err != nil {
-		return User{}, err
+		return User{}, "", err
 	}
 	right := checkPassword(hash, password) && !u.Disabled
 	release(right)
 	if !right {
-		return User{}, errs.E(errs.Unauthenticated, "E-mail address or password is wrong.")
+		return User{}, "", errWrongPassword
 	}
 	if isOld(hash) {
-		err = setPassword(ctx, s.pool, u.ID, hashPassword(password))
+		fresh := hashPassword(password)
+		if err := rehashPassword(ctx, s.pool, u.ID, hash, fresh); !pg.IsNone(err) { // else another one was quicker
+			return u, fresh, err
+		}
 	}
-	return u, err
+	return u, hash, nil
 }
 
 // BySecret returns the caller behind an API token or session secret that was
@@ -219,15 +232,21 @@ func (s *Service) ByUser(ctx context.Context, u User) (auth.Caller, error) {
 	return s.caller(ctx, u, "")
 }
 
-// ByID returns the caller that a user is now, for what was begun in their name.
-func (s *Service) ByID(ctx context.Context, id string) (auth.Caller, error) {
-	u, err := userByID(ctx, s.pool, id)
-	if pg.IsNone(err) || err == nil && u.Disabled {
-		return auth.Caller{}, errs.E(errs.Unauthenticated, "This user may not log in any more.")
+// Now returns c with the rights of now, for what was begun in a user's name: as
+// long as they may log in, and the session or API token that they showed counts.
+func (s *Service) Now(ctx context.Context, c auth.Caller) (auth.Caller, error) {
+	if c.Kind != auth.KindUser {
+		return c, nil
+	}
+	u, err := userNow(ctx, s.pool, c)
+	if pg.IsNone(err) {
+		return auth.Caller{}, errs.E(errs.Unauthenticated, "Your login has ended; log in again with remotegpu login.")
 	} else if err != nil {
 		return auth.Caller{}, fmt.Errorf("find user: %w", err)
 	}
-	return s.caller(ctx, u, "")
+	now, err := s.caller(ctx, u, c.Token)
+	now.Login, now.Remote = c.Login, c.Remote
+	return now, err
 }
 
 func (s *Service) caller(ctx context.Context, u User, token string) (auth.Caller, error) {

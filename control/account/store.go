@@ -3,7 +3,6 @@ package account
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -91,9 +90,28 @@ func rolesOf(ctx context.Context, db pg.DB, user string) (map[string]auth.Role, 
 	return roles, err
 }
 
-func insertSession(ctx context.Context, db pg.DB, hash []byte, user string, expires time.Time) error {
-	_, err := db.Exec(ctx, "insert into sessions (hash, user_id, expires_at) values ($1, $2, $3)", hash, user, expires)
-	return err
+// userNow is c's user if they may log in, and c's session or token counts.
+func userNow(ctx context.Context, db pg.DB, c auth.Caller) (User, error) {
+	return one[User](ctx, db, `select `+userColumns+` from users where id = $1 and not disabled
+		and ($2::bytea is null or exists (select from sessions s where s.hash = $2 and s.user_id = $1 and s.expires_at > now()))
+		and ($3 = '' or exists (select from api_tokens t where t.id = $3 and t.user_id = $1 and (t.expires_at is null or t.expires_at > now())))`,
+		c.ID, c.Login, c.Token)
+}
+
+// insertSession opens a session for a user whose password has the hash that was
+// checked; pg.IsNone of its error: it has another one by now. A change that is
+// under way is waited for, and ends no session that it does not see.
+func insertSession(ctx context.Context, db pg.DB, hash []byte, user, passwordHash string) error {
+	var id string
+	return db.QueryRow(ctx, `with u as (select id from users where id = $2 and password_hash = $3 and not disabled for share)
+		insert into sessions (hash, user_id, expires_at) select $1, id, now() + $4 from u returning user_id`, hash, user, passwordHash, sessionLife).Scan(&id)
+}
+
+// deleteOtherSessions ends all sessions of a user but the one with hash, nil:
+// all, and returns how many.
+func deleteOtherSessions(ctx context.Context, db pg.DB, user string, hash []byte) (int64, error) {
+	tag, err := db.Exec(ctx, "delete from sessions where user_id = $1 and hash is distinct from $2", user, hash)
+	return tag.RowsAffected(), err
 }
 
 func deleteSession(ctx context.Context, db pg.DB, hash []byte) error {
@@ -144,6 +162,13 @@ func listKeys(ctx context.Context, db pg.DB, user string) ([]Key, error) {
 func setPassword(ctx context.Context, db pg.DB, user, hash string) error {
 	_, err := db.Exec(ctx, "update users set password_hash = $2 where id = $1", user, hash)
 	return err
+}
+
+// rehashPassword replaces one hash of a password by another; pg.IsNone of its
+// error: it is not the one any more.
+func rehashPassword(ctx context.Context, db pg.DB, user, old, hash string) error {
+	var id string
+	return db.QueryRow(ctx, "update users set password_hash = $3 where id = $1 and password_hash = $2 returning id", user, old, hash).Scan(&id)
 }
 
 // setDisabled turns a user off or on, and ends their sessions.

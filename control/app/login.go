@@ -127,9 +127,7 @@ func (s *Service) loggedIn(r *http.Request) (auth.Caller, error) {
 	for _, cookie := range r.CookiesNamed(cookieMain) {
 		p, err := ticket.Find[forApp](r.Context(), s.pool, passLogin, cookie.Value)
 		if err == nil {
-			c, err := s.cfg.ByID(r.Context(), p.User)
-			c.Login, c.Remote = p.Login, auth.From(r.Context()).Remote
-			return c, err
+			return s.cfg.Now(r.Context(), p.Caller(auth.From(r.Context()).Remote))
 		}
 	}
 	return auth.Caller{}, errs.E(errs.Unauthenticated, "Log in first.")
@@ -243,7 +241,7 @@ func (s *Service) who(r *http.Request, a *App) (c auth.Caller, byCookie bool, er
 			return c, false, err
 		}
 		if p.Environment == a.Environment && p.Detail.App == a.Name {
-			c, err = s.cfg.ByID(r.Context(), p.User)
+			c, err = s.cfg.Now(r.Context(), p.Caller(auth.From(r.Context()).Remote))
 			return c, true, err
 		}
 	}

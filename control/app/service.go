@@ -32,10 +32,10 @@ type Config struct {
 	Pass func(ctx context.Context, user string, n int)
 	// Exec runs a line by the shell of an environment.
 	Exec func(ctx context.Context, c auth.Caller, e environment.Environment, line string) (out string, code int, err error)
-	// Bearer finds out who shows an API token, ByID who a user is, Login opens a
-	// session for a password.
+	// Bearer finds out who shows an API token, Now who somebody is with the rights
+	// of now, if they have any, Login opens a session for a password.
 	Bearer     func(ctx context.Context, remote, secret string) (auth.Caller, error)
-	ByID       func(ctx context.Context, user string) (auth.Caller, error)
+	Now        func(ctx context.Context, c auth.Caller) (auth.Caller, error)
 	Login      func(ctx context.Context, c auth.Caller, email, password string) (auth.Caller, error)
 	LoginPage  http.Handler // what /apps/login shows
 	TrustProxy bool         // the address in X-Forwarded-For is the person's

@@ -103,7 +103,7 @@ func newWorldAt(t *testing.T, places Places) *world {
 func (w *world) serve(log *slog.Logger, ways *access.Service, places Places) {
 	w.Service = New(w.pool, Config{
 		Places: places, Resolve: w.spaces.Resolve, Get: w.envs.Get, Find: w.envs.Find, Dial: ways.Dial, Pass: w.pass,
-		Bearer: w.accounts.BySecret, ByID: w.accounts.ByID, LoginPage: console.Login(),
+		Bearer: w.accounts.BySecret, Now: w.accounts.Now, LoginPage: console.Login(),
 		Login: func(ctx context.Context, c auth.Caller, email, password string) (auth.Caller, error) {
 			secret, _, err := w.accounts.Login(ctx, c, email, password)
 			if err != nil {

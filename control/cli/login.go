@@ -112,26 +112,60 @@ func (a *app) password(ctx context.Context, c *client, f loginFlags) error {
 		}
 		f.email = strings.TrimSpace(line)
 	}
-	var password string
-	if f.passwordStdin || !term.IsTerminal(int(os.Stdin.Fd())) {
-		line, err := in.ReadString('\n')
-		if err != nil && line == "" {
-			return errors.New("no password on stdin")
-		}
-		password = strings.TrimRight(line, "\r\n")
-	} else {
-		fmt.Fprint(a.errOut, "Password: ")
-		b, err := term.ReadPassword(int(os.Stdin.Fd()))
-		fmt.Fprintln(a.errOut)
-		if err != nil {
-			return err
-		}
-		password = string(b)
+	password, err := a.secret(in, "Password: ", f.passwordStdin)
+	if err != nil {
+		return err
 	}
 	var out struct{ Token string }
-	err := c.call(ctx, http.MethodPost, "/api/v1/login", map[string]string{"email": f.email, "password": password}, &out)
+	err = c.call(ctx, http.MethodPost, "/api/v1/login", map[string]string{"email": f.email, "password": password}, &out)
 	c.Token = out.Token
 	return err
+}
+
+// secret asks a person for a password, without showing it, or takes the next
+// line of stdin.
+func (a *app) secret(in *bufio.Reader, prompt string, stdin bool) (string, error) {
+	if stdin || !term.IsTerminal(int(os.Stdin.Fd())) {
+		line, err := in.ReadString('\n')
+		if err != nil && line == "" {
+			return "", errors.New("no password on stdin")
+		}
+		return trimLine([]byte(line)), nil
+	}
+	fmt.Fprint(a.errOut, prompt)
+	b, err := term.ReadPassword(int(os.Stdin.Fd()))
+	fmt.Fprintln(a.errOut)
+	return string(b), err
+}
+
+func (a *app) passwordCommand() *cobra.Command {
+	return &cobra.Command{Use: "password", Short: "Change your password", Args: args(0, 0, "no argument"),
+		Long: `Change your password. The old and the new one are asked for, or are the first two
+lines of stdin.
+
+Your other logins end at once, with all that they have open; the one that changes
+the password stays. API tokens and SSH keys stay too: look at them with
+remotegpu token ls and remotegpu key ls, and end them with rm.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.connect()
+			if err != nil {
+				return err
+			}
+			in := bufio.NewReader(os.Stdin)
+			old, err := a.secret(in, "Old password: ", false)
+			if err != nil {
+				return err
+			}
+			fresh, err := a.secret(in, "New password: ", false)
+			if err != nil {
+				return err
+			}
+			if err := c.call(cmd.Context(), http.MethodPut, "/api/v1/account/password", map[string]string{"old": old, "new": fresh}, nil); err != nil {
+				return err
+			}
+			fmt.Fprintln(a.errOut, "The password is changed, and your other logins have ended; API tokens and SSH keys stay.")
+			return nil
+		}}
 }
 
 // remember checks the token, picks the workspace and writes the profile.

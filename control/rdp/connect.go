@@ -69,11 +69,10 @@ func (s *Service) begin(ctx context.Context, p *page, remote string) (*tunnel.Co
 	if err != nil {
 		return nil, p.refuse(errs.E(errs.Invalid, "The page's request cannot be read.", err))
 	}
-	d, c, err := s.redeem(ctx, token)
+	d, c, err := s.redeem(ctx, token, remote)
 	if err != nil {
 		return nil, p.refuse(err)
 	}
-	c.Remote = remote
 	conn, name, err := s.open(ctx, c, d, negotiation)
 	if err != nil {
 		return nil, p.refuse(err)

@@ -65,11 +65,11 @@ func newWorld(t *testing.T, clipboard string) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	acc, err := access.New(pool, access.Config{HostKey: key, HostCA: key, ByID: w.user, Hub: hub, Log: log})
+	acc, err := access.New(pool, access.Config{HostKey: key, HostCA: key, Now: w.user, Hub: hub, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.Service = New(pool, Config{Access: acc, Clipboard: clipboard, User: w.user, Environment: w.environment, Host: w.host}, log)
+	w.Service = New(pool, Config{Access: acc, Clipboard: clipboard, Now: w.user, Environment: w.environment, Host: w.host}, log)
 	w.patience = time.Second
 	api := web.New("test", log)
 	w.Routes(api)
@@ -92,7 +92,7 @@ func (w *world) caller() auth.Caller {
 	return c
 }
 
-func (w *world) user(_ context.Context, id string) (auth.Caller, error) { return w.caller(), nil }
+func (w *world) user(context.Context, auth.Caller) (auth.Caller, error) { return w.caller(), nil }
 
 func (w *world) environment(_ context.Context, c auth.Caller, ws, name string) (environment.Environment, error) {
 	if err := c.Require(auth.EnvironmentRead, "ws_a"); err != nil {

@@ -31,7 +31,7 @@ import (
 type Config struct {
 	Environment func(ctx context.Context, c auth.Caller, workspace, nameOrID string) (environment.Environment, error)
 	Host        func(ctx context.Context, c auth.Caller, nameOrID string) (host.Host, error)
-	User        func(ctx context.Context, id string) (auth.Caller, error) // who a user is now
+	Now         func(ctx context.Context, c auth.Caller) (auth.Caller, error) // with the rights of now, if they have any
 	Access      *access.Service
 	Clipboard   string // most that anybody may copy, a clipboard policy; empty: both ways
 }

@@ -63,7 +63,7 @@ func (s *Service) issue(ctx context.Context, c auth.Caller, d desktop, w Wish) (
 }
 
 // redeem uses a token up.
-func (s *Service) redeem(ctx context.Context, token string) (desktop, auth.Caller, error) {
+func (s *Service) redeem(ctx context.Context, token, remote string) (desktop, auth.Caller, error) {
 	secret, ok := strings.CutPrefix(token, tokenPrefix)
 	if !ok {
 		return desktop{}, auth.Caller{}, errToken
@@ -74,8 +74,7 @@ func (s *Service) redeem(ctx context.Context, token string) (desktop, auth.Calle
 	} else if err != nil {
 		return desktop{}, auth.Caller{}, fmt.Errorf("use token: %w", err)
 	}
-	c, err := s.cfg.User(ctx, row.User)
-	c.Login, c.Token = row.Login, row.Token // as if these had been shown
+	c, err := s.cfg.Now(ctx, row.Caller(remote))
 	return row.Detail, c, err
 }
 

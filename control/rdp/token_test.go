@@ -25,10 +25,8 @@ func newService(t *testing.T, clipboard string) *Service {
 	if _, err := pool.Exec(t.Context(), `insert into hosts (id, name, public_key, state) values ('host_a', 'box', '\x01', 'active')`); err != nil {
 		t.Fatal(err)
 	}
-	user := func(_ context.Context, id string) (auth.Caller, error) {
-		return auth.Caller{Kind: auth.KindUser, ID: id}, nil
-	}
-	return New(pool, Config{User: user, Clipboard: clipboard}, slog.New(slog.DiscardHandler))
+	now := func(_ context.Context, c auth.Caller) (auth.Caller, error) { return c, nil }
+	return New(pool, Config{Now: now, Clipboard: clipboard}, slog.New(slog.DiscardHandler))
 }
 
 var (
@@ -48,7 +46,7 @@ func TestTokenWorksOnce(t *testing.T) {
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
-			d, c, err := s.redeem(t.Context(), ticket.Token)
+			d, c, err := s.redeem(t.Context(), ticket.Token, "")
 			if err == nil {
 				got.Add(1)
 				if d.Host != "host_a" || d.Layout != 0x407 || d.Server != protocol.RDPServerXrdp || d.Clipboard != protocol.ClipboardBoth || c.ID != "usr_a" {
@@ -79,7 +77,7 @@ func TestTokensThatAreNoGood(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, token := range []string{ticket.Token, "", "rgd_", "rgt_x", ticket.Token + "x"} {
-		if _, _, err := s.redeem(t.Context(), token); errs.KindOf(err) != errs.Unauthenticated {
+		if _, _, err := s.redeem(t.Context(), token, ""); errs.KindOf(err) != errs.Unauthenticated {
 			t.Errorf("%q: %v", token, err)
 		}
 	}

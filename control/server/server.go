@@ -170,14 +170,14 @@ func (s *Server) wire(ctx context.Context) (err error) {
 	s.envs.SetLogs(s.hostLogs)
 	s.access, err = access.New(s.pool, access.Config{
 		HostKey: key.sshHost, HostCA: key.sshCA, Address: s.cfg.SSHAddress, ByKey: s.Accounts.ByKey, Find: s.envs.Find, Host: s.hosts.Find,
-		Get: s.envs.Get, ByID: s.Accounts.ByID, Records: s.recordings.Records, Record: s.recordings.Begin, Continue: s.recordings.Continue, Hub: s.hub, Log: s.log,
+		Get: s.envs.Get, Now: s.Accounts.Now, Records: s.recordings.Records, Record: s.recordings.Begin, Continue: s.recordings.Continue, Hub: s.hub, Log: s.log,
 	})
 	if err != nil {
 		return err
 	}
 	s.apps = s.newApps()
 	s.desktops = rdp.New(s.pool, rdp.Config{
-		Environment: s.envs.Get, Host: s.hosts.Find, User: s.Accounts.ByID, Access: s.access, Clipboard: s.cfg.Clipboard,
+		Environment: s.envs.Get, Host: s.hosts.Find, Now: s.Accounts.Now, Access: s.access, Clipboard: s.cfg.Clipboard,
 	}, s.log)
 	s.registry = registry.New(ctx, s.pool, registry.Config{
 		Dir: filepath.Join(s.cfg.DataDir, "registry"), Secret: key.tokens, User: s.registryUser, Host: s.registryHost,
@@ -221,7 +221,7 @@ func (s *Server) newApps() *app.Service {
 	return app.New(s.pool, app.Config{
 		Places:  app.Places{Main: s.cfg.origin(), Domain: s.cfg.AppsDomain, Path: s.cfg.AppsURL},
 		Resolve: s.Workspaces.Resolve, Get: s.envs.Get, Find: s.envs.Find, Dial: s.access.Dial, Pass: s.hub.Pass, Exec: s.access.Exec,
-		Bearer: s.Accounts.BySecret, ByID: s.Accounts.ByID, Login: s.passwordLogin, LoginPage: console.Login(), TrustProxy: s.cfg.PlainHTTP,
+		Bearer: s.Accounts.BySecret, Now: s.Accounts.Now, Login: s.passwordLogin, LoginPage: console.Login(), TrustProxy: s.cfg.PlainHTTP,
 	}, s.log)
 }
 

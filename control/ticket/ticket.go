@@ -18,6 +18,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/pg"
 )
 
@@ -31,6 +32,12 @@ type Ticket[D any] struct {
 	Environment string `db:"environment_id"` // where it leads to; empty: not there
 	Host        string `db:"host_id"`        // as Environment
 	Detail      D      `db:"detail"`
+}
+
+// Caller is who has shown t at an address, as if it were the session or token
+// that t was got with; their rights are to be looked up.
+func (t Ticket[D]) Caller(remote string) auth.Caller {
+	return auth.Caller{Kind: auth.KindUser, ID: t.User, Login: t.Login, Token: t.Token, Remote: remote}
 }
 
 // Issue keeps t for life and returns the secret that opens it, and until when.
