@@ -2,8 +2,8 @@
 //
 // It owns connections, limits and who may publish and read what (acl.go); who
 // somebody is, is asked by a func field. It is a pipe and no store: PostgreSQL
-// is the truth, retained messages are published anew at start. Its invariant:
-// nothing that a client does makes Publish wait or memory grow without bound.
+// is the truth, and who retains messages publishes them anew at start. Its
+// invariant: nothing that a client does makes Publish wait or memory grow without bound.
 //
 //	accept ─► limits ─► CONNECT ─► Authenticate ─► predecessor ended ─► session
 //	          (limit.go) (serve.go) (hook.go)      (session.go)         (mochi)
@@ -58,8 +58,6 @@ type Config struct {
 	// Authenticate says who shows these credentials; its error is logged, the
 	// client gets a reason code.
 	Authenticate func(ctx context.Context, c Credentials) (Principal, error)
-	// Retained returns what is retained at start; nil: nothing.
-	Retained func(ctx context.Context) ([]Message, error)
 	// Remote returns the address of who sends a request; nil: RemoteAddr. For
 	// servers behind a proxy.
 	Remote func(*http.Request) netip.Addr
@@ -104,7 +102,7 @@ type Broker struct {
 	server *mqtt.Server
 	own    *mqtt.Client // publishes for us
 	limit  *limit
-	order  sync.Map // host → *sync.Mutex, held while a handler works on a message of it
+	order  turns
 	wg     sync.WaitGroup
 
 	mu        sync.Mutex // guards what follows
@@ -122,6 +120,7 @@ func New(cfg Config) (*Broker, error) {
 	b := &Broker{
 		cfg: cfg, limit: newLimit(cfg), conns: map[*conn]struct{}{}, sessions: map[string]*session{},
 		principal: map[string]int{}, listeners: map[net.Listener]struct{}{},
+		order: turns{of: map[string]*turn{}},
 	}
 	b.server = mqtt.New(&mqtt.Options{
 		Capabilities: capabilities(cfg), ClientNetReadBufferSize: 1024, InlineClient: true, SysTopicResendInterval: day,
@@ -135,10 +134,6 @@ func New(cfg Config) (*Broker, error) {
 	// Its Serve is not called: it would listen, which we do, and copy all retained
 	// messages and clients each second to look for expired ones, of which we have
 	// none; a quarter of the time of a server with 3,000 idle hosts went into that.
-	if err := b.retain(); err != nil {
-		_ = b.server.Close() // nobody is connected
-		return nil, err
-	}
 	return b, nil
 }
 
@@ -179,25 +174,6 @@ func capabilities(cfg Config) *mqtt.Capabilities {
 	c.MinimumProtocolVersion = 4
 	c.Compatibilities.NoInheritedPropertiesOnAck = true
 	return c
-}
-
-func (b *Broker) retain() error {
-	if b.cfg.Retained == nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	all, err := b.cfg.Retained(ctx)
-	if err != nil {
-		return fmt.Errorf("load retained messages: %w", err)
-	}
-	for _, m := range all {
-		m.Retain = true
-		if err := b.Publish(m); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // Publish sends m to everybody who listens, at QoS 0. It never waits for a
@@ -243,9 +219,7 @@ func (b *Broker) Handle(topic string, fn func(host string, payload []byte)) {
 
 // handle also stands between what a host may send and the life of the server.
 func (b *Broker) handle(host string, pk packets.Packet, fn func(string, []byte)) {
-	turn, _ := b.order.LoadOrStore(host, new(sync.Mutex))
-	turn.(*sync.Mutex).Lock()
-	defer turn.(*sync.Mutex).Unlock()
+	defer b.order.take(host)()
 	aside(func() {
 		defer func() {
 			if p := recover(); p != nil {
