@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"bytes"
+	"encoding/json"
 	"os"
 	"reflect"
 	"strings"
@@ -65,6 +66,51 @@ func FuzzAccepted(f *testing.F)       { fuzzDocument[Accepted](f) }
 func FuzzSessionOpen(f *testing.F)    { fuzzDocument[SessionOpen](f) }
 func FuzzSessionExit(f *testing.F)    { fuzzDocument[SessionExit](f) }
 func FuzzWindowSize(f *testing.F)     { fuzzDocument[WindowSize](f) }
+
+// fuzzEnrolment feeds any JSON to the decoder of T, as both ends of an enrolment
+// decode it. What is valid must be so after another turn, and mean the same.
+func fuzzEnrolment[T any](f *testing.F, name string) {
+	good, err := os.ReadFile("testdata/v1/" + name + ".json")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add([]byte(`{"public_key":null,"keys":[null],"inventory":{"gpus":[{"power_limit":1e38}]}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		doc, again := new(T), new(T)
+		if json.Unmarshal(data, doc) != nil {
+			return
+		}
+		if v, ok := any(doc).(validator); ok && v.Validate() != nil {
+			return
+		}
+		once, err := json.Marshal(doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(once, again); err != nil {
+			t.Fatalf("what was encoded cannot be decoded: %v", err)
+		}
+		if v, ok := any(again).(validator); ok && v.Validate() != nil {
+			t.Fatalf("%s was valid and is not any more: %v", once, v.Validate())
+		}
+		if twice, err := json.Marshal(again); err != nil || !bytes.Equal(once, twice) {
+			t.Fatalf("%s becomes %s (%v)", once, twice, err)
+		}
+		e, ok := any(doc).(*Enroll)
+		if !ok {
+			return
+		}
+		// Later the same inventory comes with a hello.
+		inventory, err := Marshal(&e.Inventory)
+		if err != nil || Unmarshal(inventory, new(Inventory)) != nil {
+			t.Fatalf("inventory %+v does not travel by CBOR: %v", e.Inventory, err)
+		}
+	})
+}
+
+func FuzzEnroll(f *testing.F)   { fuzzEnrolment[Enroll](f, "enroll") }
+func FuzzEnrolled(f *testing.F) { fuzzEnrolment[Enrolled](f, "enrolled") }
 
 // FuzzVerify: nothing but the golden document itself may be accepted.
 func FuzzVerify(f *testing.F) {
