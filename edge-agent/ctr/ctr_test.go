@@ -72,25 +72,42 @@ func TestLimitsReachCgroup(t *testing.T) {
 	c := h.up(shell("sleep 1000", func(w *protocol.Workload) {
 		w.Limits = protocol.Limits{MilliCPU: 1500, Memory: 64 << 20, Pids: 50}
 	}))
-	cgroup, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", c.Pid))
-	h.do(err)
-	for _, line := range strings.Split(strings.TrimSpace(string(cgroup)), "\n") {
-		if strings.Contains(line, "memory") || strings.Contains(line, "pids") {
-			if !strings.HasSuffix(line, ":/remotegpu/env_a") {
-				t.Errorf("cgroup %s", line)
-			}
-		}
-	}
-	for file, want := range map[string]string{
-		"memory/remotegpu/env_a/memory.limit_in_bytes": "67108864", "pids/remotegpu/env_a/pids.max": "50",
-		"cpu/remotegpu/env_a/cpu.cfs_quota_us": "150000",
-		"remotegpu/env_a/memory.max":           "67108864", "remotegpu/env_a/pids.max": "50", "remotegpu/env_a/cpu.max": "150000 100000",
+	in := cgroups(t, c.Pid)
+	for controller, limits := range map[string][2]string{ // of cgroups v1 and v2
+		"memory": {"memory.limit_in_bytes=67108864", "memory.max=67108864"},
+		"pids":   {"pids.max=50", "pids.max=50"},
+		"cpu":    {"cpu.cfs_quota_us=150000", "cpu.max=150000 100000"},
 	} {
-		got, err := os.ReadFile("/sys/fs/cgroup/" + file)
-		if err == nil && strings.TrimSpace(string(got)) != want {
-			t.Errorf("%s is %s, want %s", file, got, want)
+		folder, limit := in[""], limits[1]
+		if v1, ok := in[controller]; ok {
+			folder, limit = filepath.Join(controller, v1), limits[0]
+		}
+		file, want, _ := strings.Cut(limit, "=")
+		if !strings.HasSuffix(folder, "/remotegpu/env_a") {
+			t.Errorf("its %s cgroup is %q", controller, folder)
+		}
+		got, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", folder, file))
+		if err != nil || strings.TrimSpace(string(got)) != want {
+			t.Errorf("%s is %q (%v), want %s", file, got, err, want)
 		}
 	}
+}
+
+// cgroups returns the path of a process by controller, that of cgroups v2 as "".
+func cgroups(t *testing.T, pid uint32) map[string]string {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := map[string]string{}
+	for line := range strings.Lines(string(text)) {
+		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		for _, controller := range strings.Split(fields[1], ",") {
+			in[controller] = fields[2]
+		}
+	}
+	return in
 }
 
 func TestEndIsNoted(t *testing.T) {
