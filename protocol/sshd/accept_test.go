@@ -40,15 +40,7 @@ func TestAccept(t *testing.T) {
 		cfg := ServerConfig()
 		cfg.NoClientAuth = true
 		cfg.Ciphers = []string{gcm, ctr} // as on a CPU with AES
-		_, key, err := ed25519.GenerateKey(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		signer, err := ssh.NewSignerFromKey(key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		cfg.AddHostKey(signer)
+		cfg.AddHostKey(hostKey(t))
 		c, err := Accept(far, cfg)
 		if err != nil {
 			t.Fatalf("%s: %v", tt.client, err)
@@ -58,6 +50,18 @@ func TestAccept(t *testing.T) {
 		}
 		c.Close()
 	}
+}
+
+func hostKey(t *testing.T) ssh.Signer {
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := ssh.NewSignerFromKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signer
 }
 
 func sockets(t *testing.T) (near, far net.Conn) {

@@ -7,38 +7,35 @@ import (
 )
 
 const (
-	keepalive       = 15 * time.Second
-	keepaliveMisses = 3
+	keepalive   = 15 * time.Second // from an answer to the next question
+	answerAfter = 45 * time.Second // at most
 )
 
 var tooMany = fmt.Sprintf("at most %d sessions and forwarded connections at a time; close some", MaxChannels)
 
 // keepAlive ends a connection whose client no longer answers.
 func (s *server) keepAlive(ctx context.Context) {
-	answered := make(chan struct{}, 1)
-	misses := 0
 	for {
+		answer := make(chan error, 1)
 		go func() {
-			if _, _, err := s.conn.SendRequest("keepalive@openssh.com", true, nil); err == nil {
-				select {
-				case answered <- struct{}{}:
-				default: // another one has just been answered too
-				}
-			}
+			_, _, err := s.conn.SendRequest("keepalive@openssh.com", true, nil)
+			answer <- err
 		}()
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(keepalive):
+		case err := <-answer:
+			if err != nil {
+				return // it has ended
+			}
+		case <-time.After(answerAfter):
+			s.conn.Close()
+			return
 		}
 		select {
-		case <-answered:
-			misses = 0
-		default:
-			if misses++; misses >= keepaliveMisses {
-				s.conn.Close()
-				return
-			}
+		case <-ctx.Done():
+			return
+		case <-time.After(keepalive):
 		}
 	}
 }
