@@ -2,6 +2,7 @@ package app
 
 import (
 	"bufio"
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/base64"
@@ -20,6 +21,8 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+
+	"github.com/remotegpu/remotegpu/control/web"
 )
 
 // TestEvents: each event arrives before the next is made.
@@ -57,6 +60,66 @@ func TestEvents(t *testing.T) {
 	}
 	if _, err := lines.ReadByte(); err != io.EOF {
 		t.Errorf("after the last: %v", err)
+	}
+}
+
+// TestSlowAnswer: what people send and programs answer may take longer than every
+// time-out on the way; each that there is, is a second here.
+func TestSlowAnswer(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const longer = 1500 * time.Millisecond
+	home := w.run("box", "8888", func(rw http.ResponseWriter, r *http.Request) {
+		sent, err := io.ReadAll(r.Body)
+		time.Sleep(longer) // before the header
+		for i := range 15 {
+			fmt.Fprint(rw, i, " ")
+			http.NewResponseController(rw).Flush()
+			time.Sleep(longer / 15)
+		}
+		time.Sleep(longer)
+		fmt.Fprintf(rw, "%s %v", sent, err)
+	})
+	front := httptest.NewUnstartedServer(nil)
+	front.Config = web.Server(w.Handler(http.NotFoundHandler()), w.log)
+	in, out := front.Config, w.proxy.Transport.(*http.Transport)
+	for _, limit := range []*time.Duration{
+		&in.ReadHeaderTimeout, &in.ReadTimeout, &in.WriteTimeout, &in.IdleTimeout,
+		&out.ResponseHeaderTimeout, &out.IdleConnTimeout, &out.ExpectContinueTimeout, &out.TLSHandshakeTimeout,
+	} {
+		if *limit > 0 {
+			*limit = time.Second
+		}
+	}
+	front.StartTLS()
+	t.Cleanup(front.Close)
+	reach := func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, front.Listener.Addr().String())
+	}
+	client := &http.Client{Transport: &http.Transport{DialContext: reach, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	t.Cleanup(client.CloseIdleConnections)
+	body, feed := io.Pipe()
+	go func() {
+		for range 3 {
+			io.WriteString(feed, "slow ")
+			time.Sleep(longer / 2)
+		}
+		feed.Close()
+	}()
+	req, err := http.NewRequestWithContext(t.Context(), "POST", home, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+w.secrets["bob"])
+	began := time.Now()
+	res, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	got, err := io.ReadAll(res.Body)
+	if want := "0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 slow slow slow  <nil>"; err != nil || string(got) != want {
+		t.Errorf("after %v %q, %v, want %q", time.Since(began), got, err, want)
 	}
 }
 

@@ -333,12 +333,8 @@ func (s *Server) serveWeb(ctx context.Context, address string, handler http.Hand
 	if err != nil {
 		return fmt.Errorf("listen on %s: %w", address, err)
 	}
-	srv := &http.Server{
-		Handler: handler, ReadHeaderTimeout: 15 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
-		BaseContext: func(net.Listener) context.Context { return ctx },
-		ErrorLog:    slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-		TLSConfig:   cfg,
-	}
+	srv := web.Server(handler, s.log)
+	srv.BaseContext, srv.TLSConfig = func(net.Listener) context.Context { return ctx }, cfg
 	if cfg != nil { // else all come from the proxy, which has limits of its own
 		door.New("https", strangersHTTPS, 16*strangersHTTPS, s.log).Guard(srv)
 	}
