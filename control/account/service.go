@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"log/slog"
 	"maps"
 	"strings"
 	"time"
@@ -143,6 +144,24 @@ func (s *Service) Logout(ctx context.Context, c auth.Caller) error {
 		}
 		return pg.Notify(ctx, tx, Revoked, c.ID)
 	})
+}
+
+const sweepEvery = time.Hour
+
+// Sweep removes sessions that have expired, until ctx ends.
+func (s *Service) Sweep(ctx context.Context, log *slog.Logger) error {
+	t := time.NewTicker(sweepEvery)
+	defer t.Stop()
+	for {
+		if err := deleteOldSessions(ctx, s.pool); err != nil && ctx.Err() == nil {
+			log.Warn("old sessions not removed; it is tried again", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+	}
 }
 
 // CheckPassword returns the user whose address and password these are; guesses

@@ -115,7 +115,12 @@ func deleteOtherSessions(ctx context.Context, db pg.DB, user string, hash []byte
 }
 
 func deleteSession(ctx context.Context, db pg.DB, hash []byte) error {
-	_, err := db.Exec(ctx, "delete from sessions where hash = $1 or expires_at < now()", hash)
+	_, err := db.Exec(ctx, "delete from sessions where hash = $1", hash)
+	return err
+}
+
+func deleteOldSessions(ctx context.Context, db pg.DB) error {
+	_, err := db.Exec(ctx, "delete from sessions where expires_at <= now()")
 	return err
 }
 

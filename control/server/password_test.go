@@ -71,6 +71,37 @@ func TestPasswordEndsConnections(t *testing.T) {
 	}
 }
 
+// TestOldSessionsAreRemoved: the replica that leads does so, also where nobody
+// logs out.
+func TestOldSessionsAreRemoved(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.session("member")
+	live := w.session("owner")
+	if _, err := w.pool.Exec(t.Context(), "update sessions set expires_at = now() where user_id = $1", w.ids["member"]); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- w.lead(ctx) }()
+	defer func() { stop(); <-ended }()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		var n int
+		if err := w.pool.QueryRow(t.Context(), "select count(*) from sessions").Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		if n == 1 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d sessions are left", n)
+		}
+	}
+	if status, body := w.ask(http.MethodGet, "/api/v1/account", "", bearer(live)); status != http.StatusOK {
+		t.Errorf("%d %s", status, body)
+	}
+}
+
 func bearer(secret string) func(*http.Request) {
 	return func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+secret) }
 }

@@ -300,6 +300,7 @@ func (s *Server) lead(ctx context.Context) error {
 	}
 	g.Go(func() error { return audit.Run(ctx, s.pool, s.log) })
 	g.Go(func() error { return ticket.Run(ctx, s.pool, s.log) })
+	g.Go(func() error { return s.Accounts.Sweep(ctx, s.log) })
 	g.Go(func() error { return s.replicas.Sweep(ctx) })
 	g.Go(func() error { return s.hosts.Run(ctx) })
 	g.Go(func() error { return s.recordings.Run(ctx) })
