@@ -4,6 +4,8 @@ import (
 	"context"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -30,6 +32,7 @@ func TestHostFaults(t *testing.T) {
 		run  func(*testing.T, *plane, *machine)
 	}{
 		{"disk full", diskFull},
+		{"containerd stands still", runtimeStill},
 		{"clock an hour ahead", clockAhead},
 		{"damaged state", damagedState},
 		{"damaged identity", damagedIdentity},
@@ -85,6 +88,34 @@ func diskFull(t *testing.T, p *plane, m *machine) {
 	m.must("mount -o remount,size=1100m /opt/data && rm /opt/data/filler")
 	p.waitPhase("later", "running", 60*time.Second)
 	p.w.in("client", "remotegpu env rm later")
+}
+
+// runtimeStill: the host says what is with it, and gets nothing new until it can
+// start it.
+func runtimeStill(t *testing.T, p *plane, m *machine) {
+	pid := m.pidOf(t, "containerd --")
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	goOn := sync.OnceFunc(func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
+	defer goOn()
+	eventually(t, time.Minute, "the host says that it can run nothing", func() string {
+		out := p.w.in("client", "remotegpu host ls; remotegpu host show box")
+		if !strings.Contains(out, " error ") || !strings.Contains(out, "containerd does not answer") {
+			return out
+		}
+		return ""
+	})
+	p.w.in("client", "remotegpu env create waits --wait=false --image "+busyboxImage)
+	eventually(t, 20*time.Second, "a new environment waits and says why", func() string {
+		if out := p.w.in("client", "remotegpu env show waits"); !strings.Contains(out, "unhealthy") {
+			return out
+		}
+		return ""
+	})
+	goOn()
+	p.waitPhase("waits", "running", time.Minute)
+	p.w.in("client", "remotegpu env rm waits")
 }
 
 func clockAhead(t *testing.T, p *plane, m *machine) {

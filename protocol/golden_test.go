@@ -42,6 +42,7 @@ func vectors() []vector {
 		{"presence-will", "presence", &Presence{Version: 1, Epoch: 7}},
 		{"status", "status", fullStatus()},
 		{"status-empty", "status", &Status{Version: 1}},
+		{"status-fault", "status", &Status{Version: 1, Fault: "containerd does not answer"}},
 		{"telemetry", "telemetry-batch", fullTelemetry()},
 		{"ack", "ack", &Ack{Version: 1, Status: 12, Event: 34, Telemetry: 56}},
 		{"ack-spread", "ack", &Ack{Version: 1, Status: 12, Spread: 50}},

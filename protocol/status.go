@@ -54,6 +54,7 @@ type Status struct {
 	Workloads []WorkloadStatus `cbor:"6,keyasint,omitempty"`
 	Events    []Event          `cbor:"7,keyasint,omitempty"` // those not acknowledged yet, oldest first, at most MaxEvents
 	Usage     Usage            `cbor:"8,keyasint"`
+	Fault     string           `cbor:"9,keyasint,omitempty"` // why the host can start and stop nothing, one sentence for a person; empty: it can
 }
 
 // MaxEvents is how many events one Status carries.
@@ -151,7 +152,7 @@ func (s *Status) Validate() error {
 	if err := checkVersion("status", s.Version); err != nil {
 		return err
 	}
-	if len(s.Workloads) > 2*MaxWorkloads || len(s.Events) > MaxEvents || tooMany(s.Epoch, s.Seq, s.Observed, s.Applied) {
+	if len(s.Workloads) > 2*MaxWorkloads || len(s.Events) > MaxEvents || len(s.Fault) > MaxText || tooMany(s.Epoch, s.Seq, s.Observed, s.Applied) {
 		return fmt.Errorf("status is over its limits")
 	}
 	for _, w := range s.Workloads {

@@ -10,7 +10,7 @@ import (
 
 // said is what a status says but for what changes all the time.
 func said(st *protocol.Status) (sum [sha256.Size]byte, err error) {
-	rest := protocol.Status{Epoch: st.Epoch, Observed: st.Observed, Applied: st.Applied, Workloads: st.Workloads}
+	rest := protocol.Status{Epoch: st.Epoch, Observed: st.Observed, Applied: st.Applied, Workloads: st.Workloads, Fault: st.Fault}
 	for _, g := range st.Usage.GPUUsed {
 		rest.Usage.GPUUsed = append(rest.Usage.GPUUsed, protocol.GPUUsage{UUID: g.UUID, Healthy: g.Healthy})
 	}

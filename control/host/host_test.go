@@ -258,6 +258,43 @@ func TestUpdateAndList(t *testing.T) {
 	}
 }
 
+// TestFault: a host that can run nothing is shown as such, with what it says, and
+// as well when it can again.
+func TestFault(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.join("box")
+	if err := w.arrive(t.Context(), m.id, "birth", 1); err != nil {
+		t.Fatal(err)
+	}
+	changed := make(chan string, 10)
+	go pg.Listen(t.Context(), w.pool, Changed, func(id string) { changed <- id })
+	<-changed
+	for _, c := range []struct{ fault, status, health string }{
+		{"containerd does not answer", "error", "unhealthy"}, {"containerd does not answer", "error", "unhealthy"}, {"", "online", "healthy"},
+	} {
+		before := w.get("box").Status
+		if _, err := w.Report(t.Context(), m.id, protocol.Status{Epoch: 1, Fault: c.fault}); err != nil {
+			t.Fatal(err)
+		}
+		h := w.get("box")
+		if h.Status != c.status || h.Health != c.health || h.HealthReason != c.fault {
+			t.Errorf("with %q: %s, %s, %q", c.fault, h.Status, h.Health, h.HealthReason)
+		}
+		if all := w.list(Filter{Status: c.status}); len(all) != 1 {
+			t.Errorf("%d hosts are listed with %s", len(all), c.status)
+		}
+		if before != c.status {
+			<-changed
+		}
+	}
+	select {
+	case id := <-changed:
+		t.Errorf("%q was told though nothing changed", id)
+	default:
+	}
+}
+
 // TestLostDevice: a GPU that is gone stays to be seen, and comes back.
 func TestLostDevice(t *testing.T) {
 	t.Parallel()

@@ -237,6 +237,10 @@ func (s *Service) Report(ctx context.Context, id string, st protocol.Status) (ev
 		if err != nil {
 			return err
 		}
+		fault, err := setFault(ctx, tx, id, st.Fault)
+		if err != nil {
+			return err
+		}
 		fresh, err := insertEvents(ctx, tx, id, st.Events)
 		if err != nil {
 			return err
@@ -244,7 +248,7 @@ func (s *Service) Report(ctx context.Context, id string, st protocol.Status) (ev
 		if err := s.auditSecurity(ctx, tx, id, fresh); err != nil {
 			return err
 		}
-		if changed || back {
+		if changed || fault || back {
 			return pg.Notify(ctx, tx, Changed, id)
 		}
 		return nil

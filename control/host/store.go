@@ -18,8 +18,8 @@ const columns = `h.id, h.name, h.state, h.registered_at, h.address, h.hostname, 
 	h.kernel, h.arch, h.deployment, h.cpu_model, h.cpus, h.memory, h.disk, h.runtime, h.driver, h.cuda, h.agent, h.clock_offset,
 	h.labels, h.tags, h.groups,
 	` + status + ` status,
-	case when not h.online then 'unhealthy' when g.bad > 0 or abs(h.clock_offset) > 30000 then 'degraded' else 'healthy' end health,
-	case when not h.online then 'not connected' when g.bad > 0 then g.bad || ' GPU(s) unhealthy'
+	case when not h.online or h.fault <> '' then 'unhealthy' when g.bad > 0 or abs(h.clock_offset) > 30000 then 'degraded' else 'healthy' end health,
+	case when not h.online then 'not connected' when h.fault <> '' then h.fault when g.bad > 0 then g.bad || ' GPU(s) unhealthy'
 	     when abs(h.clock_offset) > 30000 then 'clock is ' || h.clock_offset / 1000 || ' s off' else '' end health_reason, ` + pulse
 
 const pulse = `greatest(h.last_seen, u.at) last_seen,
@@ -28,7 +28,7 @@ const pulse = `greatest(h.last_seen, u.at) last_seen,
 	coalesce(d.observed, 0) observed, coalesce(d.applied, 0) applied`
 
 // status says what a person sees of state and presence.
-const status = "case when h.state = 'maintenance' then 'maintenance' when h.online then 'online' else 'offline' end"
+const status = "case when h.state = 'maintenance' then 'maintenance' when not h.online then 'offline' when h.fault <> '' then 'error' else 'online' end"
 
 const pulseFrom = ` from hosts h left join host_usage u on u.host_id = h.id left join desired_documents d on d.host_id = h.id `
 
@@ -209,6 +209,12 @@ func setUsage(ctx context.Context, db pg.DB, id string, u protocol.Usage) error 
 			disk_used = excluded.disk_used, load1 = excluded.load1, uptime = excluded.uptime`,
 		id, u.CPUPercent, int64(u.MemoryUsed), int64(u.DiskUsed), u.Load1, int64(u.UptimeSecs))
 	return err
+}
+
+// setFault reports whether a host's fault changed.
+func setFault(ctx context.Context, db pg.DB, id, fault string) (bool, error) {
+	tag, err := db.Exec(ctx, "update hosts set fault = $2 where id = $1 and fault <> $2", id, fault)
+	return tag.RowsAffected() > 0, err
 }
 
 // setGPUHealth reports whether any GPU's health changed.

@@ -96,6 +96,21 @@ func TestPlaceKeepsAndReleaseGives(t *testing.T) {
 	}
 }
 
+// TestFaultyHostGetsNothing: where no container can be started, none is placed.
+func TestFaultyHostGetsNothing(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	f.host("a", 2)
+	f.exec("update hosts set fault = 'containerd does not answer'")
+	if d := f.place(Request{Workload: "env_1", GPUs: 1}); d.Placed() || d.Summary != "Waiting for 1 GPU: host a: is unhealthy." {
+		t.Errorf("%+v", d)
+	}
+	f.exec("update hosts set fault = ''")
+	if d := f.place(Request{Workload: "env_1", GPUs: 1}); d.Host != "host_a" {
+		t.Errorf("%+v", d)
+	}
+}
+
 // TestDatabaseForbidsTwice goes around the scheduler.
 func TestDatabaseForbidsTwice(t *testing.T) {
 	t.Parallel()

@@ -89,7 +89,7 @@ func readHosts(ctx context.Context, db pg.DB, ids []string) ([]Host, error) {
 	if ids != nil { // texts of their own: one plan would read all for one
 		of, which, args = "where host_id = any($1)", "and h.id = any($1)", []any{ids}
 	}
-	rows, err := db.Query(ctx, `select h.id, h.name, h.os, h.arch, h.labels, h.state, h.online, h.cpus, h.memory, h.disk,
+	rows, err := db.Query(ctx, `select h.id, h.name, h.os, h.arch, h.labels, h.state, h.online, h.fault <> '', h.cpus, h.memory, h.disk,
 			coalesce(a.milli_cpu, 0), coalesce(a.memory, 0), coalesce(a.disk, 0)
 		from hosts h left join (select host_id, sum(milli_cpu)::bigint milli_cpu, sum(memory)::bigint memory, sum(disk)::bigint disk
 			from host_allocations `+of+` group by host_id) a on a.host_id = h.id
@@ -106,16 +106,16 @@ func readHosts(ctx context.Context, db pg.DB, ids []string) ([]Host, error) {
 
 func scanHost(row pgx.CollectableRow) (h Host, err error) {
 	var state string
-	var online bool
+	var online, faulty bool
 	var cpus int
-	err = row.Scan(&h.ID, &h.Name, &h.OS, &h.Arch, &h.Labels, &state, &online, &cpus, &h.Memory, &h.Disk,
+	err = row.Scan(&h.ID, &h.Name, &h.OS, &h.Arch, &h.Labels, &state, &online, &faulty, &cpus, &h.Memory, &h.Disk,
 		&h.UsedMilliCPU, &h.UsedMemory, &h.UsedDisk)
-	h.MilliCPU, h.State, h.Region = uint64(cpus)*1000, stateOf(state, online), h.Labels["region"]
+	h.MilliCPU, h.State, h.Region = uint64(cpus)*1000, stateOf(state, online, faulty), h.Labels["region"]
 	return h, err
 }
 
 // stateOf: what a person has decided about a host comes before what is with it.
-func stateOf(state string, online bool) State {
+func stateOf(state string, online, faulty bool) State {
 	switch state {
 	case "pending":
 		return Unapproved
@@ -126,8 +126,11 @@ func stateOf(state string, online bool) State {
 	case "maintenance":
 		return Maintenance
 	}
-	if !online {
+	switch {
+	case !online:
 		return Offline
+	case faulty:
+		return Unhealthy
 	}
 	return Ready
 }

@@ -152,6 +152,7 @@ func (p *parts) make(ctx context.Context) error {
 		Inventory:    p.host.Inventory,
 		Usage:        p.host.Usage,
 		Workloads:    func() ([]protocol.WorkloadStatus, uint64) { return p.loop.Statuses(), p.loop.Applied() },
+		Fault:        p.loop.Fault,
 		Log:          p.cfg.Log,
 	})
 	return err

@@ -57,6 +57,7 @@ type Config struct {
 	Inventory func(context.Context) protocol.Inventory
 	Usage     func(context.Context) protocol.Usage
 	Workloads func() (list []protocol.WorkloadStatus, applied uint64)
+	Fault     func() string // as in protocol.Status; nil: there is never one
 	Log       *slog.Logger
 }
 

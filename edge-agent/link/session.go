@@ -173,6 +173,9 @@ func (s *session) status(ctx context.Context, measure bool, again *time.Timer) e
 	st.Observed, _ = s.observed()
 	st.Workloads, st.Applied = s.cfg.Workloads()
 	st.Applied = min(st.Applied, st.Observed)
+	if s.cfg.Fault != nil {
+		st.Fault = strings.ToValidUTF8(s.cfg.Fault(), "?")
+	}
 	encoded, err := encodeStatus(st)
 	if err != nil {
 		return err

@@ -37,6 +37,7 @@ type Loop struct {
 	mu       sync.Mutex // guards the fields below
 	pending  *protocol.Desired
 	statuses []protocol.WorkloadStatus
+	fault    string
 	applied  uint64
 
 	// Everything below belongs to the goroutine of Run.
@@ -125,6 +126,13 @@ func (l *Loop) Statuses() []protocol.WorkloadStatus {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.statuses)
+}
+
+// Fault returns why nothing can be started or stopped, for a person; empty: it can.
+func (l *Loop) Fault() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.fault
 }
 
 // Applied returns the highest generation for which every workload has reached

@@ -172,11 +172,14 @@ func TestLoopWaitsForRuntime(t *testing.T) {
 		defer r.halt()
 		r.apply(workload("a", 1))
 		r.expect(time.Hour, protocol.PhasePending, "containerd does not answer")
-		if r.loop.Applied() != 0 {
-			t.Fatal("applied while the runtime was down")
+		if r.loop.Applied() != 0 || r.loop.Fault() != "containerd does not answer" {
+			t.Fatalf("applied while the runtime was down, or no fault: %q", r.loop.Fault())
 		}
 		f.set(func() { f.down = false })
 		r.expect(10*time.Second, protocol.PhaseRunning, "")
+		if r.loop.Fault() != "" {
+			t.Errorf("it runs, and its fault is %q", r.loop.Fault())
+		}
 		f.set(func() { f.down = true })
 		r.expect(15*time.Second, protocol.PhaseRunning, "containerd does not answer")
 	})

@@ -34,7 +34,7 @@ func delay(attempts int, final bool) time.Duration {
 	return max(rand.N(limit), 100*time.Millisecond)
 }
 
-// publish writes what Statuses and Applied return.
+// publish writes what Statuses, Fault and Applied return.
 func (l *Loop) publish(steps []Step) {
 	next := make(map[string]Step, len(steps))
 	for _, s := range steps {
@@ -49,8 +49,8 @@ func (l *Loop) publish(steps []Step) {
 	}
 	slices.SortFunc(list, func(a, b protocol.WorkloadStatus) int { return cmp.Compare(a.ID, b.ID) })
 	l.mu.Lock()
-	changed := !reflect.DeepEqual(list, l.statuses)
-	l.statuses = list
+	changed := !reflect.DeepEqual(list, l.statuses) || l.fault != l.down
+	l.statuses, l.fault = list, l.down
 	if settled && l.desired.Generation > l.applied {
 		l.applied, changed = l.desired.Generation, true
 	}

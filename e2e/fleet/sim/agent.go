@@ -174,6 +174,7 @@ func (a *Agent) make() (p *program, err error) {
 		Capabilities: append([]string{"session", "forward", "logs"}, a.gpus.Capabilities()...),
 		Desired:      p.loop.Apply, Dial: p.pool.Request, InUse: p.pool.InUse, Inventory: a.machine.inventory, Usage: a.machine.usage,
 		Workloads: func() ([]protocol.WorkloadStatus, uint64) { return p.loop.Statuses(), p.loop.Applied() },
+		Fault:     p.loop.Fault,
 		Log:       a.cfg.Log,
 	})
 	return p, err
