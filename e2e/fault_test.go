@@ -127,6 +127,14 @@ func clockAhead(t *testing.T, p *plane, m *machine) {
 	if out := p.w.in("client", "remotegpu ssh ahead -- echo works"); out != "works" {
 		t.Errorf("a shell while the clock is wrong: %q", out)
 	}
+	m.must("echo -1800 >" + skewFile) // while it is connected
+	time.Sleep(time.Second)
+	for range 5 { // more than there are connections from before
+		if out := p.w.in("client", "timeout 20 remotegpu ssh ahead -- echo works"); out != "works" {
+			t.Errorf("a shell after the clock was set: %q", out)
+		}
+	}
+	p.waitEvent("This host's clock is 30m0s slow")
 	p.w.in("client", "remotegpu env rm ahead")
 	m.must("mv " + program + ".right " + program + " && rm " + skewFile)
 	m.kill(t, "remotegpu-agent run")

@@ -248,6 +248,14 @@ func (p *parts) serveStream(ctx context.Context, c *tunnel.Conn, h protocol.Stre
 
 // dialTunnel opens a stream at the control plane, a spare without a token.
 func (p *parts) dialTunnel(ctx context.Context, token string) (*tunnel.Conn, error) {
+	conn, err := p.dialOnce(ctx, token)
+	if rejected, ok := errors.AsType[*tunnel.Rejected](err); ok && rejected.Status == http.StatusUnauthorized && p.link.FollowClock(ctx) {
+		return p.dialOnce(ctx, token)
+	}
+	return conn, err
+}
+
+func (p *parts) dialOnce(ctx context.Context, token string) (*tunnel.Conn, error) {
 	bearer, err := p.link.Signer().Token(protocol.AudienceTunnel)
 	if err != nil {
 		return nil, err

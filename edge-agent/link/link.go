@@ -250,7 +250,7 @@ func (l *Link) presence(online bool) *protocol.Presence {
 // tells when they differ much.
 func (l *Link) measureClock(ctx context.Context) error {
 	l.mu.Lock()
-	due := l.measured.IsZero() || time.Since(l.measured) > clockEvery || l.state.Phase == Refused
+	due := l.measured.IsZero() || time.Since(l.measured) > clockEvery || l.state.Phase == Refused || l.cfg.Server.Stepped()
 	warned := l.warned
 	l.mu.Unlock()
 	if !due {
@@ -272,6 +272,12 @@ func (l *Link) measureClock(ctx context.Context) error {
 	}
 	l.mu.Unlock()
 	return nil
+}
+
+// FollowClock measures anew when this host's clock was set since the last time,
+// and reports whether it did: who was refused may be let in now.
+func (l *Link) FollowClock(ctx context.Context) bool {
+	return l.cfg.Server.Stepped() && l.measureClock(ctx) == nil
 }
 
 func clockEvent(offset time.Duration) protocol.Event {

@@ -161,6 +161,12 @@ func (s *session) report(ctx context.Context) error {
 
 // status says how things are now.
 func (s *session) status(ctx context.Context, measure bool, again *time.Timer) error {
+	if measure && s.FollowClock(ctx) {
+		s.inventory = nil // the hello with it tells how far the clock is off
+		if err := s.hello(ctx); err != nil {
+			return err
+		}
+	}
 	if measure {
 		look, cancel := context.WithTimeout(ctx, lookWithin)
 		s.usage = s.cfg.Usage(look)

@@ -18,6 +18,8 @@ const (
 	// correctable is how far it may be off at all. Beyond, a certificate that
 	// was stolen long ago could be brought back to life by a wrong date.
 	correctable = 48 * time.Hour
+	// steppedBy is how far two clocks of a host may drift apart.
+	steppedBy = 5 * time.Second
 )
 
 // Now returns the control plane's time, as far as measured.
@@ -45,8 +47,19 @@ func (s *Server) Measure(ctx context.Context) (time.Duration, error) {
 	if offset.Abs() < 2*time.Second {
 		offset = 0
 	}
+	s.mark.Store(&mark{s.now().Round(0), time.Now()})
 	s.offset.Store(int64(offset))
 	return offset, nil
+}
+
+// mark is one moment by the host's clock and by one that nobody sets.
+type mark struct{ clock, steady time.Time }
+
+// Stepped reports whether the host's clock was set, or the host slept, since the
+// last Measure: what that found may be wrong now.
+func (s *Server) Stepped() bool {
+	m := s.mark.Load()
+	return m != nil && (s.now().Round(0).Sub(m.clock)-time.Since(m.steady)).Abs() > steppedBy
 }
 
 // ClockError is a host's clock that is too far off to be worked around.

@@ -48,6 +48,7 @@ type Server struct {
 	dial   Dial
 	client *http.Client
 	offset atomic.Int64 // nanoseconds that the host's clock is ahead
+	mark   atomic.Pointer[mark]
 }
 
 // New checks the configuration; it opens nothing.

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -76,6 +77,32 @@ func TestMeasureWhereTheCertificateIsYoungerThanTheClock(t *testing.T) {
 				t.Errorf("Now is %s off", d)
 			}
 		})
+	}
+}
+
+// TestStepped: a clock that is set after it was compared is noticed, and right
+// again after another comparison.
+func TestStepped(t *testing.T) {
+	url, ca := serverWith(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+	var off atomic.Int64
+	s, err := New(Config{URL: url, CA: ca, Now: func() time.Time { return time.Now().Add(time.Duration(off.Load())) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Stepped() {
+		t.Error("stepped since nothing")
+	}
+	for _, to := range []time.Duration{0, 43 * time.Minute, 0, -time.Hour} {
+		before := time.Duration(off.Swap(int64(to)))
+		if s.Stepped() != (before != to) {
+			t.Errorf("from %v to %v: stepped is %v", before, to, s.Stepped())
+		}
+		if _, err := s.Measure(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Until(s.Now()); s.Stepped() || d.Abs() > 3*time.Second {
+			t.Errorf("after another look at %v: stepped is %v, Now is %v off", to, s.Stepped(), d)
+		}
 	}
 }
 
