@@ -10,6 +10,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/errs"
+	"github.com/remotegpu/remotegpu/control/pg"
 	"github.com/remotegpu/remotegpu/control/pgtest"
 )
 
@@ -20,7 +21,8 @@ const password = "correct horse"
 func setup(t *testing.T) (*Service, auth.Caller) {
 	t.Helper()
 	s := New(pgtest.New(t))
-	u, made, err := s.Bootstrap(t.Context(), "ann@example.org", password)
+	var u User
+	made, err := s.Bootstrap(t.Context(), "ann@example.org", password, func(_ pg.Tx, admin User) error { u = admin; return nil })
 	if err != nil || !made {
 		t.Fatalf("Bootstrap: made %v, err %v", made, err)
 	}

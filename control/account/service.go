@@ -36,18 +36,28 @@ func New(pool *pg.Pool) *Service {
 	return s
 }
 
-// Bootstrap makes the first platform admin when there is no user yet, and
-// reports whether it did.
-func (s *Service) Bootstrap(ctx context.Context, email, password string) (User, bool, error) {
-	if u, _, err := userByEmail(ctx, s.pool, email); err == nil {
-		return u, false, nil
+// Bootstrap makes the first platform admin when there is no user yet, and what
+// with makes in the same transaction, and reports whether it did. Of servers that
+// begin at once one does; the others wait for it.
+func (s *Service) Bootstrap(ctx context.Context, email, password string, with func(tx pg.Tx, admin User) error) (made bool, err error) {
+	if there, err := anyUser(ctx, s.pool); there || err != nil {
+		return false, err
 	}
-	u, err := s.CreateUser(ctx, auth.System("bootstrap"), User{Email: email, Name: "Admin", Admin: true}, password)
-	if errs.KindOf(err) == errs.Conflict { // another server began in the same moment
-		u, _, err = userByEmail(ctx, s.pool, email)
-		return u, false, err
-	}
-	return u, err == nil, err
+	u, hash := User{ID: protocol.NewID(protocol.PrefixUser), Email: email, Name: "Admin", Admin: true}, hashPassword(password)
+	err = pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
+		if err := lockBootstrap(ctx, tx); err != nil {
+			return err
+		}
+		there, err := anyUser(ctx, tx)
+		if made = !there; there || err != nil {
+			return err
+		}
+		if err := createUser(ctx, tx, auth.System("bootstrap"), u, hash); err != nil {
+			return err
+		}
+		return with(tx, u)
+	})
+	return made && err == nil, err
 }
 
 // CreateUser makes a user with a password.
@@ -65,16 +75,19 @@ func (s *Service) CreateUser(ctx context.Context, c auth.Caller, u User, passwor
 	if u.Name == "" {
 		u.Name, _, _ = strings.Cut(u.Email, "@")
 	}
-	err := pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
-		if err := insertUser(ctx, tx, u, hashPassword(password)); err != nil {
-			return err
-		}
-		return audit.Record(ctx, tx, c, auth.UserManage, u.ID, "", map[string]any{"created": u.Email, "admin": u.Admin})
-	})
+	hash := hashPassword(password)
+	err := pg.InTx(ctx, s.pool, func(tx pg.Tx) error { return createUser(ctx, tx, c, u, hash) })
 	if pg.IsUnique(err, "users_email") {
 		return User{}, errs.Ef(errs.Conflict, "There is a user with the address %s already.", u.Email)
 	}
 	return u, err
+}
+
+func createUser(ctx context.Context, tx pg.Tx, c auth.Caller, u User, passwordHash string) error {
+	if err := insertUser(ctx, tx, u, passwordHash); err != nil {
+		return err
+	}
+	return audit.Record(ctx, tx, c, auth.UserManage, u.ID, "", map[string]any{"created": u.Email, "admin": u.Admin})
 }
 
 // Users lists all users.

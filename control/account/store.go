@@ -39,6 +39,16 @@ func insertUser(ctx context.Context, db pg.DB, u User, passwordHash string) erro
 	return err
 }
 
+func anyUser(ctx context.Context, db pg.DB) (there bool, err error) {
+	err = db.QueryRow(ctx, "select exists (select from users)").Scan(&there)
+	return there, err
+}
+
+func lockBootstrap(ctx context.Context, tx pg.Tx) error {
+	_, err := tx.Exec(ctx, "select pg_advisory_xact_lock(hashtext('account bootstrap'))")
+	return err
+}
+
 func userByEmail(ctx context.Context, db pg.DB, email string) (u User, passwordHash string, err error) {
 	err = db.QueryRow(ctx, "select "+userColumns+", password_hash from users where lower(email) = lower($1)", email).
 		Scan(&u.ID, &u.Email, &u.Name, &u.Admin, &u.Disabled, &u.CreatedAt, &passwordHash)

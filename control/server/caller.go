@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/remotegpu/remotegpu/broker"
+	"github.com/remotegpu/remotegpu/control/account"
 	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/door"
 	"github.com/remotegpu/remotegpu/control/environment"
@@ -199,28 +200,49 @@ type loginFile struct {
 }
 
 // firstLogin makes the first platform admin and workspaces, and writes how to
-// log in where only the server's user can read it.
+// log in where only the server's user can read it. The file is there before the
+// admin is: wherever that ends, the next start makes both anew, or finds both.
 func (s *Server) firstLogin(ctx context.Context) error {
-	const email = "admin@localhost"
-	first := loginFile{URL: s.cfg.URL, Email: email, Password: rand.Text()}
-	admin, made, err := s.Accounts.Bootstrap(ctx, email, first.Password)
-	if err != nil || !made {
-		return err
-	}
-	system := auth.System("bootstrap")
-	for _, name := range []string{workspace.Library, "default"} {
-		if _, err := s.Workspaces.Create(ctx, system, name, admin.ID); err != nil && errs.KindOf(err) != errs.Conflict {
-			return err
+	first := loginFile{URL: s.cfg.URL, Email: "admin@localhost", Password: rand.Text()}
+	file := filepath.Join(s.cfg.DataDir, "first-login.json")
+	made, err := s.Accounts.Bootstrap(ctx, first.Email, first.Password, func(tx pg.Tx, admin account.User) error {
+		for _, name := range []string{workspace.Library, "default"} {
+			if _, err := workspace.Add(ctx, tx, auth.System("bootstrap"), name, admin.ID); err != nil {
+				return err
+			}
 		}
+		if err := first.write(file); err != nil {
+			return fmt.Errorf("write first login: %w", err)
+		}
+		return nil
+	})
+	if made {
+		s.log.Info("made the first platform admin", "name", first.Email, "password_in", file)
 	}
-	b, err := json.MarshalIndent(first, "", "  ")
+	return err
+}
+
+// write returns when the file is whole and safe on the disk.
+func (l loginFile) write(file string) error {
+	b, err := json.MarshalIndent(l, "", "  ")
 	if err != nil {
 		return err
 	}
-	file := filepath.Join(s.cfg.DataDir, "first-login.json")
-	if err := os.WriteFile(file, append(b, '\n'), 0o600); err != nil {
-		return fmt.Errorf("write first login: %w", err)
+	f, err := os.CreateTemp(filepath.Dir(file), filepath.Base(file)) // mode 0600
+	if err != nil {
+		return err
 	}
-	s.log.Info("made the first platform admin", "user", admin.ID, "password_in", file)
-	return nil
+	defer os.Remove(f.Name()) // where it was not renamed
+	_, err = f.Write(append(b, '\n'))
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), file); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(file))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }

@@ -46,30 +46,37 @@ func (s *Service) Find(ctx context.Context, c auth.Caller, nameOrID string) (Wor
 
 // Create makes a workspace that owner, an e-mail address or id, owns.
 func (s *Service) Create(ctx context.Context, c auth.Caller, name, owner string) (Workspace, error) {
+	var w Workspace
+	err := pg.InTx(ctx, s.pool, func(tx pg.Tx) (err error) {
+		w, err = Add(ctx, tx, c, name, owner)
+		return err
+	})
+	if pg.IsUnique(err, "workspaces_name_key") {
+		return Workspace{}, errs.Ef(errs.Conflict, "There is a workspace %s already; choose another name.", name)
+	}
+	return w, err
+}
+
+// Add is Create in a transaction that does more.
+func Add(ctx context.Context, tx pg.Tx, c auth.Caller, name, owner string) (Workspace, error) {
 	if err := c.Require(auth.WorkspaceCreate, ""); err != nil {
 		return Workspace{}, err
 	}
 	if err := validName(name); err != nil {
 		return Workspace{}, err
 	}
-	w := Workspace{ID: protocol.NewID(protocol.PrefixWorkspace), Name: name, CreatedAt: time.Now()}
-	err := pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
-		user, err := userByEmail(ctx, tx, owner)
-		if err != nil {
-			return noUser(err, owner)
-		}
-		if err := insert(ctx, tx, w); err != nil {
-			return err
-		}
-		if err := setMember(ctx, tx, w.ID, user, auth.Owner); err != nil {
-			return err
-		}
-		return audit.Record(ctx, tx, c, auth.WorkspaceCreate, w.ID, w.ID, map[string]any{"name": name, "owner": user})
-	})
-	if pg.IsUnique(err, "workspaces_name_key") {
-		return Workspace{}, errs.Ef(errs.Conflict, "There is a workspace %s already; choose another name.", name)
+	user, err := userByEmail(ctx, tx, owner)
+	if err != nil {
+		return Workspace{}, noUser(err, owner)
 	}
-	return w, err
+	w := Workspace{ID: protocol.NewID(protocol.PrefixWorkspace), Name: name, CreatedAt: time.Now()}
+	if err := insert(ctx, tx, w); err != nil {
+		return w, err
+	}
+	if err := setMember(ctx, tx, w.ID, user, auth.Owner); err != nil {
+		return w, err
+	}
+	return w, audit.Record(ctx, tx, c, auth.WorkspaceCreate, w.ID, w.ID, map[string]any{"name": name, "owner": user})
 }
 
 // List returns the workspaces that the caller is a member of; to a platform
