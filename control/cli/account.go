@@ -237,12 +237,16 @@ func fetch[T any](a *app, cmd *cobra.Command, path string, print func(w io.Write
 
 // post sends in to path and says done.
 func (a *app) post(cmd *cobra.Command, path string, in any, done string) error {
+	return a.send(cmd, http.MethodPost, path, in, done)
+}
+
+func (a *app) send(cmd *cobra.Command, method, path string, in any, done string) error {
 	c, err := a.connect()
 	if err != nil {
 		return err
 	}
 	var out any
-	if err := c.call(cmd.Context(), http.MethodPost, path, in, &out); err != nil {
+	if err := c.call(cmd.Context(), method, path, in, &out); err != nil {
 		return err
 	}
 	if a.output == "json" {

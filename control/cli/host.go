@@ -1,23 +1,17 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 )
-
-type gpuRow struct {
-	UUID   string `json:"uuid"`
-	Name   string `json:"name"`
-	Memory uint64 `json:"memory"`
-	Status string `json:"status"`
-	Health string `json:"health"`
-}
 
 type hostRow struct {
 	ID        string            `json:"id"`
@@ -77,7 +71,7 @@ func (a *app) hostCommand() *cobra.Command {
 		{"retire", "retire", "Remove a host from the fleet for good", "is retired"},
 	}
 	commands := []*cobra.Command{a.hostList(), a.hostShow(), a.hostJoin(), a.hostTokens(), a.hostRevoke(), a.hostLabel(), a.hostEvents(),
-		a.hostWords("group", "groups"), a.hostWords("tag", "tags")}
+		a.hostWords("group", "groups"), a.hostWords("tag", "tags"), a.hostGPU()}
 	for _, v := range verbs {
 		commands = append(commands, &cobra.Command{Use: v.use + " HOST", Short: v.short, Args: args(1, 1, "a host"),
 			RunE: func(cmd *cobra.Command, args []string) error {
@@ -95,14 +89,19 @@ func (a *app) hostList() *cobra.Command {
 	cmd := &cobra.Command{Use: "ls", Short: "List hosts", Args: args(0, 0, "no argument")}
 	status := cmd.Flags().String("status", "", "only these: online, offline, maintenance, error")
 	text := cmd.Flags().String("search", "", "only those whose name, address or GPU has this text")
+	label := cmd.Flags().String("label", "", "only those with this label: key=value, or key")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		query := url.Values{}
-		for k, v := range map[string]string{"status": *status, "search": *text} {
+		for k, v := range map[string]string{"status": *status, "search": *text, "label": *label} {
 			if v != "" {
 				query.Set(k, v)
 			}
 		}
-		return fetch(a, cmd, "/api/v1/hosts?"+query.Encode(), func(w io.Writer, all list[hostRow]) {
+		all, err := a.hosts(cmd.Context(), query)
+		if err != nil {
+			return err
+		}
+		return a.show(all, func(w io.Writer) {
 			row(w, "NAME", "STATUS", "HEALTH", "GPUS", "CPUS", "MEMORY", "SYSTEM", "SEEN")
 			for _, h := range all.Items {
 				row(w, h.Name, h.life(), h.Health, h.gpus(), h.CPUs, size(h.Memory), or(h.OSVersion, h.OS)+" "+h.Arch, ago(h.LastSeen))
@@ -110,6 +109,24 @@ func (a *app) hostList() *cobra.Command {
 		})
 	}
 	return cmd
+}
+
+// hosts returns all hosts that query asks for, page by page.
+func (a *app) hosts(ctx context.Context, query url.Values) (all list[hostRow], err error) {
+	const most = 1000
+	query.Set("limit", strconv.Itoa(most))
+	all.Items = []hostRow{}
+	c, err := a.connect()
+	for err == nil {
+		var page list[hostRow]
+		err = c.call(ctx, http.MethodGet, "/api/v1/hosts?"+query.Encode(), nil, &page)
+		all.Items = append(all.Items, page.Items...)
+		if len(page.Items) < most {
+			break
+		}
+		query.Set("after", page.Items[most-1].Name)
+	}
+	return all, err
 }
 
 func (a *app) hostShow() *cobra.Command {
@@ -264,5 +281,44 @@ func (a *app) hostEvents() *cobra.Command {
 	return &cobra.Command{Use: "events HOST", Short: "What happened on a host", Args: args(1, 1, "a host"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return fetch(a, cmd, hostPath(args[0], "events"), printEvents)
+		}}
+}
+
+// gpuRow is a GPU as the API shows it.
+type gpuRow struct {
+	UUID        string `json:"uuid"`
+	Index       int    `json:"index"`
+	Name        string `json:"name"`
+	Memory      uint64 `json:"memory"`
+	Status      string `json:"status"`
+	Health      string `json:"health"`
+	Environment string `json:"environment"`
+}
+
+func (a *app) hostGPU() *cobra.Command {
+	return group("gpu", "GPUs of a host", a.gpuList(),
+		a.gpuMove("maintenance", "Give a GPU to nobody new; who has it keeps it", true, "is in maintenance"),
+		a.gpuMove("activate", "Let a GPU be given again", false, "may be given again"))
+}
+
+func (a *app) gpuList() *cobra.Command {
+	return &cobra.Command{Use: "ls HOST", Short: "List the GPUs of a host", Args: args(1, 1, "a host"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return fetch(a, cmd, hostPath(args[0]), func(w io.Writer, h struct {
+				GPUs []gpuRow `json:"gpus"`
+			}) {
+				row(w, "INDEX", "UUID", "NAME", "MEMORY", "STATUS", "HEALTH", "ENVIRONMENT")
+				for _, g := range h.GPUs {
+					row(w, g.Index, g.UUID, g.Name, size(g.Memory), g.Status, g.Health, g.Environment)
+				}
+			})
+		}}
+}
+
+func (a *app) gpuMove(verb, short string, maintenance bool, done string) *cobra.Command {
+	return &cobra.Command{Use: verb + " HOST GPU", Short: short, Args: args(2, 2, "a host and a GPU: its index or UUID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.send(cmd, http.MethodPatch, hostPath(args[0], "gpus", url.PathEscape(args[1])), map[string]bool{"maintenance": maintenance},
+				"GPU "+args[1]+" of host "+args[0]+" "+done+".")
 		}}
 }

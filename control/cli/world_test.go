@@ -23,20 +23,21 @@ func TestMain(m *testing.M) { pgtest.Main(m) }
 
 // world is a real server and a person at a command line who is its admin.
 type world struct {
-	t      *testing.T
-	config string // for --config
-	client *client
+	t        *testing.T
+	config   string // for --config
+	database string
+	client   *client
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	data, listen := t.TempDir(), freeAddress(t)
-	w := &world{t: t, config: filepath.Join(data, "cli.json")}
+	w := &world{t: t, config: filepath.Join(data, "cli.json"), database: pgtest.URL(t)}
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		if out, code := w.runCtx(ctx, "server", "--data-dir", filepath.Join(data, "srv"), "--database-url", pgtest.URL(t), "--listen", listen, "--ssh-listen", freeAddress(t), "--drain", "0s"); code != 0 {
+		if out, code := w.runCtx(ctx, "server", "--data-dir", filepath.Join(data, "srv"), "--database-url", w.database, "--listen", listen, "--ssh-listen", freeAddress(t), "--drain", "0s"); code != 0 {
 			t.Errorf("the server ended with %d: %s", code, out)
 		}
 	}()

@@ -32,6 +32,14 @@ type changeInput struct {
 	Body Change
 }
 
+type gpuInput struct {
+	Host string `path:"host" doc:"Name or id"`
+	GPU  string `path:"gpu" doc:"UUID or index"`
+	Body struct {
+		Maintenance bool `json:"maintenance" doc:"Nothing new gets it; who has it keeps it"`
+	}
+}
+
 type enrollInput struct {
 	Body protocol.Enroll
 }
@@ -70,6 +78,10 @@ func (s *Service) Routes(api *web.API) {
 	web.Register(api, web.Route{Method: http.MethodPatch, Path: "/api/v1/hosts/{host}", Action: auth.HostManage, Summary: "Change name, labels, tags, groups"},
 		func(ctx context.Context, c auth.Caller, in *changeInput) (Host, error) {
 			return s.Update(ctx, c, in.Host, in.Body)
+		})
+	web.Register(api, web.Route{Method: http.MethodPatch, Path: "/api/v1/hosts/{host}/gpus/{gpu}", Action: auth.HostManage, Summary: "Take a GPU out of placement, or let it in again"},
+		func(ctx context.Context, c auth.Caller, in *gpuInput) (Host, error) {
+			return s.MaintainGPU(ctx, c, in.Host, in.GPU, in.Body.Maintenance)
 		})
 	web.Register(api, web.Route{Method: http.MethodGet, Path: "/api/v1/hosts/{host}/events", Action: auth.HostList, Summary: "What happened on a host"},
 		func(ctx context.Context, c auth.Caller, in *eventsInput) (web.List[Event], error) {

@@ -295,6 +295,37 @@ func TestFault(t *testing.T) {
 	}
 }
 
+// TestMaintainGPU: a GPU in maintenance says so, and to whom it does not belong it
+// does not exist.
+func TestMaintainGPU(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.join("box", "GPU-1", "GPU-2")
+	w.join("other", "GPU-3")
+	for _, c := range []struct {
+		gpu         string
+		maintenance bool
+		want        string
+	}{{"GPU-2", true, "available maintenance"}, {"0", true, "maintenance maintenance"}, {"0", true, "maintenance maintenance"}, {"GPU-2", false, "maintenance available"}} {
+		h, err := w.MaintainGPU(t.Context(), admin, "box", c.gpu, c.maintenance)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := h.GPUs[0].Status + " " + h.GPUs[1].Status; got != c.want {
+			t.Errorf("%s %v: %s, want %s", c.gpu, c.maintenance, got, c.want)
+		}
+	}
+	if n := w.count("select count(*) from host_events where reason = 'GPUMaintenance'"); n != 3 {
+		t.Errorf("%d events, want one per change", n)
+	}
+	for _, gpu := range []string{"GPU-3", "7", ""} {
+		_, err := w.MaintainGPU(t.Context(), admin, "box", gpu, true)
+		wantError(t, err, errs.NotFound, "Host box has no GPU")
+	}
+	_, err := w.MaintainGPU(t.Context(), auth.Caller{Kind: auth.KindUser, ID: "usr_x"}, "box", "0", true)
+	wantError(t, err, errs.Denied, "")
+}
+
 // TestLostDevice: a GPU that is gone stays to be seen, and comes back.
 func TestLostDevice(t *testing.T) {
 	t.Parallel()

@@ -105,6 +105,7 @@ var table = []line{
 	{method: "GET", path: "/api/v1/agent/desired/{generation}", action: auth.HostService, least: agentOnly, absent: true},
 	{method: "GET", path: hst, action: auth.HostList, least: platform},
 	{method: "PATCH", path: hst, action: auth.HostManage, least: platform, body: `{"tags":["a"]}`},
+	{method: "PATCH", path: hst + "/gpus/{gpu}", action: auth.HostManage, least: platform, body: `{"maintenance":true}`, absent: true},
 	{method: "GET", path: hst + "/events", action: auth.HostList, least: platform},
 	{method: "POST", path: hst + "/approve", action: auth.HostManage, least: platform},
 	{method: "POST", path: hst + "/cordon", action: auth.HostManage, least: platform},
@@ -175,7 +176,7 @@ func (l line) request(w *world, workspace string) (method, path string) {
 		user = w.ids["viewer"]
 	}
 	path = strings.NewReplacer("{workspace}", workspace, "{environment}", name, "{user}", user, "{host}", w.target,
-		"{id}", "none", "{app}", "8888", "{file...}", "none", "{generation}", "7").Replace(l.path)
+		"{id}", "none", "{gpu}", "none", "{app}", "8888", "{file...}", "none", "{generation}", "7").Replace(l.path)
 	if l.basic {
 		path += workspace + "/image/tags/list"
 	}
