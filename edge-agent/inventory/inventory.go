@@ -61,7 +61,7 @@ func New(cfg Config) *Host {
 func (h *Host) Inventory(ctx context.Context) protocol.Inventory {
 	inv := protocol.Inventory{
 		OS: runtime.GOOS, OSVersion: osVersion("/etc/os-release"), Arch: runtime.GOARCH,
-		Deployment: deployment(), Addresses: h.addresses(), CPUs: uint32(runtime.NumCPU()),
+		Deployment: deployment(os.Getenv, kubelets), Addresses: h.addresses(), CPUs: uint32(runtime.NumCPU()),
 		Runtime: h.runtimeVersion(ctx),
 	}
 	inv.Hostname, _ = os.Hostname()
@@ -196,9 +196,19 @@ func (h *Host) inner(name string) bool {
 	return false
 }
 
-func deployment() string {
-	if os.Getenv("KUBERNETES_SERVICE_HOST") != "" {
+// kubelets are files of the kubelet of kubeadm, and of k3s and RKE2.
+var kubelets = []string{"/var/lib/kubelet/config.yaml", "/etc/rancher"}
+
+// deployment is "kubernetes" in a pod, and "hybrid" beside a kubelet: then the
+// cluster runs workloads here too.
+func deployment(env func(string) string, kubelets []string) string {
+	if env("KUBERNETES_SERVICE_HOST") != "" {
 		return "kubernetes"
+	}
+	for _, file := range kubelets {
+		if _, err := os.Stat(file); err == nil {
+			return "hybrid"
+		}
 	}
 	return "traditional"
 }

@@ -78,3 +78,17 @@ func TestTroubleIsToldOnce(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+func TestDeployment(t *testing.T) {
+	in := map[string]string{"KUBERNETES_SERVICE_HOST": "10.96.0.1"}
+	here, nowhere := []string{t.TempDir()}, []string{"/nowhere"}
+	for _, c := range []struct {
+		env      map[string]string
+		kubelets []string
+		want     string
+	}{{nil, nowhere, "traditional"}, {nil, here, "hybrid"}, {in, here, "kubernetes"}, {in, nowhere, "kubernetes"}} {
+		if got := deployment(func(name string) string { return c.env[name] }, c.kubelets); got != c.want {
+			t.Errorf("%v, %v: %s, want %s", c.env, c.kubelets, got, c.want)
+		}
+	}
+}
