@@ -205,7 +205,7 @@ func plainSurvives(t *testing.T, p *plane, m *machine) {
 	want("ready")
 	w.in("nat1", "nft add table inet hush && nft 'add chain inet hush f { type filter hook forward priority -10; policy drop; }'")
 	fmt.Fprintln(in, "during")
-	time.Sleep(8 * time.Second) // the outage itself
+	time.Sleep(45 * time.Second) // the outage itself
 	w.in("nat1", "nft delete table inet hush")
 	want("during")
 	fmt.Fprintln(in, "after")
