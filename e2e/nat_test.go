@@ -44,34 +44,7 @@ func TestTwoNATs(t *testing.T) {
 			t.Errorf("there: %s, want %s", got, want)
 		}
 	})
-	t.Run("terminal", func(t *testing.T) {
-		out := w.in("client", strings.ReplaceAll(`expect -c '
-set timeout 20
-set stty_init "rows 41 cols 99"
-spawn SSH
-expect "# "
-send "stty size\r"
-expect "41 99"
-stty rows 25 columns 66 < $spawn_out(slave,name)
-sleep 1
-send "stty size\r"
-expect "25 66"
-send "sleep 100\r"
-sleep 1
-send "\003"
-expect "# "
-send "echo interrupted \$?\r"
-expect "interrupted 130"
-send "exit 3\r"
-expect eof
-lassign [wait] pid spawnid os status
-puts "status $status"'`, "SSH", strings.Replace(ssh, "ssh ", "ssh -tt ", 1)))
-		for _, want := range []string{"41 99", "25 66", "interrupted 130", "status 3"} {
-			if !strings.Contains(out, want) {
-				t.Errorf("%q is missing:\n%s", want, out)
-			}
-		}
-	})
+	t.Run("terminal", func(t *testing.T) { p.terminal(t, ssh) })
 	t.Run("many channels", func(t *testing.T) {
 		mux := " -o ControlPath=" + w.dir + "/mux "
 		w.in("client", strings.Replace(ssh, "ssh ", "ssh -M -N -f"+mux, 1))
@@ -104,13 +77,7 @@ puts "status $status"'`, "SSH", strings.Replace(ssh, "ssh ", "ssh -tt ", 1)))
 		}
 		w.in("client", "remotegpu env rm talks")
 	})
-	t.Run("no port", func(t *testing.T) {
-		for line := range strings.Lines(m.must("ss -Hltnp")) {
-			if f := strings.Fields(line); !strings.HasPrefix(f[3], "127.") && !strings.HasPrefix(f[3], "[::1]") {
-				t.Errorf("somebody listens beyond loopback: %s", line)
-			}
-		}
-	})
+	t.Run("no port", func(t *testing.T) { m.noPort(t) })
 	t.Run("walls", func(t *testing.T) {
 		w.in("client", "remotegpu env create two --image "+busyboxImage)
 		two := strings.Replace(ssh, " one.default", " two.default", 1)
@@ -136,6 +103,47 @@ puts "status $status"'`, "SSH", strings.Replace(ssh, "ssh ", "ssh -tt ", 1)))
 	t.Run("a stop waits", func(t *testing.T) { stopWaits(t, p, ssh) })
 	t.Run("standard MQTT", func(t *testing.T) { standardMQTT(t, p) })
 	t.Run("again and away", func(t *testing.T) { againAndAway(t, p, m) })
+}
+
+// terminal types in a shell on a terminal, whose size changes, that ssh opens.
+func (p *plane) terminal(t *testing.T, ssh string) {
+	t.Helper()
+	out := p.w.in("client", strings.ReplaceAll(`expect -c '
+set timeout 20
+set stty_init "rows 41 cols 99"
+spawn SSH
+expect "# "
+send "stty size\r"
+expect "41 99"
+stty rows 25 columns 66 < $spawn_out(slave,name)
+sleep 1
+send "stty size\r"
+expect "25 66"
+send "sleep 100\r"
+sleep 1
+send "\003"
+expect "# "
+send "echo interrupted \$?\r"
+expect "interrupted 130"
+send "exit 3\r"
+expect eof
+lassign [wait] pid spawnid os status
+puts "status $status"'`, "SSH", strings.Replace(ssh, "ssh ", "ssh -tt ", 1)))
+	for _, want := range []string{"41 99", "25 66", "interrupted 130", "status 3"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("%q is missing:\n%s", want, out)
+		}
+	}
+}
+
+// noPort checks that nobody listens on the machine beyond its loopback.
+func (m *machine) noPort(t *testing.T) {
+	t.Helper()
+	for line := range strings.Lines(m.must("ss -Hltnp")) {
+		if f := strings.Fields(line); !strings.HasPrefix(f[3], "127.") && !strings.HasPrefix(f[3], "[::1]") {
+			t.Errorf("somebody listens beyond loopback: %s", line)
+		}
+	}
 }
 
 // stopWaits stops the server while a command runs that ends soon.

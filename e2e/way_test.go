@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// shellOn joins a machine, starts an environment on it and has a shell there.
+// shellOn joins a machine, starts an environment on it and has shells there, and
+// the machine no port.
 func shellOn(t *testing.T, p *plane, m *machine, options string) {
 	t.Helper()
 	w := p.w
@@ -16,12 +17,15 @@ func shellOn(t *testing.T, p *plane, m *machine, options string) {
 	p.pushBusybox()
 	p.join(m, options)
 	w.in("client", "remotegpu env create one --image "+busyboxImage)
-	if out := w.in("client", p.sshKey()+" one.default@"+srvAddr+" hostname"); out != "one" {
+	ssh := p.sshKey() + " one.default@" + srvAddr
+	if out := w.in("client", ssh+" hostname"); out != "one" {
 		t.Errorf("ssh: %q", out)
 	}
+	p.terminal(t, ssh)
 	if out := w.in("client", "remotegpu ssh one -- hostname"); out != "one" {
 		t.Errorf("remotegpu ssh: %q", out)
 	}
+	m.noPort(t)
 }
 
 // TestOnlyThroughAProxy takes every way out from the host but an HTTP proxy
