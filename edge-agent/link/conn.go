@@ -107,8 +107,7 @@ func (c *wsConn) SetDeadline(t time.Time) error { return c.SetReadDeadline(t) }
 
 // notConnected notes why an attempt led to nothing.
 func (l *Link) notConnected(err error) {
-	var network net.Error
-	l.retry.slow(errors.Is(err, context.DeadlineExceeded) || errors.As(err, &network) && network.Timeout())
+	l.retry.slow(tookTooLong(err))
 	phase, message := Connecting, l.cfg.Server.Sentence(err)
 	var connack *autopaho.ConnackError
 	var answer *httpError
@@ -119,6 +118,17 @@ func (l *Link) notConnected(err error) {
 		phase, message = answer.sentence()
 	}
 	l.tell(phase, message, err)
+}
+
+// tookTooLong reports whether an attempt that found the server had no answer in
+// time. One that found nobody was no work for anybody: the line may be cut, and
+// may be back at any moment.
+func tookTooLong(err error) bool {
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+		return false
+	}
+	network, ok := errors.AsType[net.Error](err)
+	return errors.Is(err, context.DeadlineExceeded) || ok && network.Timeout()
 }
 
 func (l *Link) tell(phase, message string, err error) {

@@ -34,7 +34,7 @@ import (
 )
 
 const (
-	keepAlive     = 15 // seconds
+	keepAlive     = 10 // seconds; a line that is cut is noticed within two of them
 	sessionExpiry = 60 // seconds; above 0, so that a fast reconnect takes the old session over
 	receiveMax    = 32 // messages that may wait here unhandled, each at most maxPacket
 	sayWithin     = 10 * time.Second

@@ -1,6 +1,10 @@
 package link
 
 import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -84,4 +88,30 @@ func TestRetry(t *testing.T) {
 			t.Error("is in no more patience with it")
 		}
 	})
+}
+
+// TestTookTooLong: only a server that was found can be too busy.
+func TestTookTooLong(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	dial := func(c, handshake time.Duration) error {
+		d := net.Dialer{Timeout: c}
+		conn, err := d.DialContext(t.Context(), "tcp", l.Addr().String())
+		if err != nil {
+			return fmt.Errorf("connect: %w", err)
+		}
+		defer conn.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), handshake)
+		defer cancel()
+		return tls.Client(conn, &tls.Config{ServerName: "server"}).HandshakeContext(ctx)
+	}
+	if err := dial(time.Nanosecond, time.Minute); err == nil || tookTooLong(err) {
+		t.Errorf("nobody was found, and it is taken for a busy server: %v", err)
+	}
+	if err := dial(time.Minute, 50*time.Millisecond); err == nil || !tookTooLong(err) {
+		t.Errorf("a server that does not answer is not taken for a busy one: %v", err)
+	}
 }
