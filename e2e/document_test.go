@@ -47,10 +47,5 @@ func TestLargeDocument(t *testing.T) {
 	for i := range n {
 		w.in("client", fmt.Sprintf("remotegpu env rm big%d", i)) // until a message holds it again
 	}
-	eventually(t, 60*time.Second, "none is left", func() string {
-		if n := m.containers(); n != 0 {
-			return fmt.Sprintf("%d containers", n)
-		}
-		return ""
-	})
+	eventually(t, 60*time.Second, "none is left", func() string { return m.differs(nil) })
 }
