@@ -46,6 +46,7 @@ type Conn struct {
 
 	read, wrote atomic.Uint64 // bytes of the stream
 	survives    atomic.Bool
+	used        atomic.Bool  // it has carried data: it is no spare
 	spoke       atomic.Int64 // Unix nanoseconds of the last write
 }
 
@@ -63,16 +64,25 @@ func newConn(ws *websocket.Conn) *Conn {
 // reads here. Whatever else was written does both, as the answer to the peer's
 // ping: so of two idle ends one asks.
 func (c *Conn) ping() {
-	wait := pingEvery
+	every, _ := c.rhythm()
+	wait := every
 	switch quiet := time.Since(time.Unix(0, c.spoke.Load())); {
 	case c.isClosed():
 		return
-	case quiet < pingEvery-pingEvery/8:
+	case quiet < every-every/8:
 		wait -= quiet
 	case c.say(textPing) != nil:
 		return
 	}
 	time.AfterFunc(wait, c.ping)
+}
+
+// rhythm is how often a ping is due, and how long silence may last.
+func (c *Conn) rhythm() (ping, dead time.Duration) {
+	if c.used.Load() {
+		return pingEvery, deadAfter
+	}
+	return restPing, restDead
 }
 
 // extend moves the deadline by which something must come from the peer.
@@ -82,7 +92,8 @@ func (c *Conn) extend() {
 	if c.isClosed() {
 		return // linger has set the last one
 	}
-	dead := time.Now().Add(deadAfter)
+	_, silence := c.rhythm()
+	dead := time.Now().Add(silence)
 	if !c.ended && !c.readBy.IsZero() && c.readBy.Before(dead) {
 		dead = c.readBy
 	}
@@ -156,6 +167,7 @@ func (c *Conn) next() error {
 			c.readErr = c.endOf(err)
 		case kind == websocket.BinaryMessage:
 			c.cur, c.controls = r, 0
+			c.used.Store(true)
 			return nil
 		default:
 			c.readErr = c.control(r)
@@ -218,7 +230,8 @@ func (c *Conn) endOf(err error) error {
 	c.broken.Store(!c.isLate())
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded) && !c.isLate():
-		return fmt.Errorf("nothing came from the peer for %v: %w", deadAfter, io.ErrUnexpectedEOF)
+		_, silence := c.rhythm()
+		return fmt.Errorf("nothing came from the peer for %v: %w", silence, io.ErrUnexpectedEOF)
 	case errors.Is(err, io.EOF), errors.As(err, &ce) && ce.Code == websocket.CloseAbnormalClosure:
 		return io.ErrUnexpectedEOF
 	}
@@ -261,6 +274,7 @@ func (c *Conn) write(kind int, p []byte) error {
 	}
 	_ = c.ws.SetWriteDeadline(by) // only notes it
 	err := c.send(kind, p)
+	c.used.Store(c.used.Load() || kind == websocket.BinaryMessage)
 	c.spoke.Store(time.Now().UnixNano())
 	if err != nil && c.isClosed() {
 		return net.ErrClosed

@@ -312,14 +312,43 @@ func TestAnIdleStreamLives(t *testing.T) {
 }
 
 func TestASilentPeerIsDead(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		near, _ := piped(t, true)
-		start := time.Now()
-		_, err := near.Read(make([]byte, 1))
-		if d := time.Since(start); !errors.Is(err, io.ErrUnexpectedEOF) || d != deadAfter {
-			t.Errorf("read: %v after %v", err, d)
-		}
-		near.Close()
-		time.Sleep(5 * time.Minute)
-	})
+	for used, want := range map[bool]time.Duration{false: restDead, true: deadAfter} {
+		synctest.Test(t, func(t *testing.T) {
+			near, _ := piped(t, true)
+			near.used.Store(used)
+			start := time.Now()
+			_, err := near.Read(make([]byte, 1))
+			if d := time.Since(start); !errors.Is(err, io.ErrUnexpectedEOF) || d != want {
+				t.Errorf("used is %v: %v after %v", used, err, d)
+			}
+			near.Close()
+			time.Sleep(5 * time.Minute)
+		})
+	}
+}
+
+// TestASpareRests: one that has carried nothing says so half as often.
+func TestASpareRests(t *testing.T) {
+	for used, want := range map[bool]time.Duration{false: restPing, true: pingEvery} {
+		synctest.Test(t, func(t *testing.T) {
+			near, far := piped(t, false)
+			near.used.Store(used)
+			far.used.Store(used)
+			go io.Copy(io.Discard, near)
+			go io.Copy(io.Discard, far)
+			pings, start := 0, time.Now()
+			for last := int64(0); time.Since(start) < time.Hour; time.Sleep(time.Second) {
+				if now := near.spoke.Load(); now != last {
+					last = now
+					pings++
+				}
+			}
+			if most := int(time.Hour / want); pings < most/2 || pings > most+1 {
+				t.Errorf("used is %v: %d signs of life in an hour, want about %d", used, pings, most)
+			}
+			near.Close()
+			far.Close()
+			time.Sleep(5 * time.Minute)
+		})
+	}
 }

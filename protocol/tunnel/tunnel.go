@@ -9,8 +9,8 @@
 // On the WebSocket, binary messages are the bytes and text messages control:
 //
 //	"eof"          no more bytes from this side (half-close)
-//	"ping" "pong"  every 15 s both ways, as data, because middleboxes cut what
-//	               carries only WebSocket pings
+//	"ping" "pong"  every 15 s both ways, of a spare 30 s, as data, because
+//	               middleboxes cut what carries only WebSocket pings
 //
 // Close code 1000 is a clean end of both directions, 1012 a restart with the
 // time to come back, any other an abort with its reason. The first binary message each way is a StreamHeader and a
@@ -37,6 +37,11 @@ import (
 const (
 	pingEvery = 15 * time.Second
 	deadAfter = 45 * time.Second
+
+	// A fleet has a spare per host, and half of what an idle one costs is pings.
+	// 30 s are within the minute after which proxies cut.
+	restPing = 30 * time.Second
+	restDead = 75 * time.Second
 	bufSize   = 64 << 10 // bytes of a write; 4 KiB, the library's default, carries a third as much
 
 	// readBufSize is held by every idle spare. Larger ones measure no faster:
