@@ -42,7 +42,7 @@ const (
 	// 30 s are within the minute after which proxies cut.
 	restPing = 30 * time.Second
 	restDead = 75 * time.Second
-	bufSize   = 64 << 10 // bytes of a write; 4 KiB, the library's default, carries a third as much
+	bufSize  = 64 << 10 // bytes of a write; 4 KiB, the library's default, carries a third as much
 
 	// readBufSize is held by every idle spare. Larger ones measure no faster:
 	// the most of a chunk is read past the buffer.
