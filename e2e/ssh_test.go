@@ -88,7 +88,7 @@ func (p *plane) sshConfig() string {
 	if err := os.WriteFile(file, []byte(all), 0o600); err != nil {
 		w.t.Fatal(err)
 	}
-	for host, want := range map[string]string{"busy.rg": "ssh-proxy %h", "other": "port 7"} {
+	for host, want := range map[string]string{"busy.rg": "hostname busy.rg.default.rg", "busy.default.rg": "ssh-proxy %h", "other": "port 7"} {
 		if out := w.in("client", "ssh -F "+config+" -G "+host); !strings.Contains(out, want) {
 			w.t.Errorf("ssh -G %s: %s", host, out)
 		}
@@ -162,6 +162,8 @@ func (s *tools) jumps() {
 	w.in("client", "echo \""+ca+"\" >"+w.dir+"/any.known_hosts")
 	s.cell("ssh -J", "busybox only", "end to end", "ssh"+f+"-o UserKnownHostsFile="+w.dir+"/any.known_hosts -o StrictHostKeyChecking=yes -J gateway busy.default echo jumped", "jumped")
 	s.cell("scp -J", "nothing", "end to end", "scp"+f+"-q -o UserKnownHostsFile="+w.dir+"/any.known_hosts -o StrictHostKeyChecking=yes -J gateway "+w.dir+"/id.pub bare.default:/tmp/ && echo copied", "copied")
+	s.cell("ENV.WORKSPACE.rg", "busybox only", "end to end", "ssh"+f+"busy.default.rg echo named", "named")
+	s.cell("a name that others may have", "busybox only", "end to end", "ssh"+f+"-o HostName=busy.rg -o LogLevel=VERBOSE busy.rg echo fooled 2>&1; true", "not a listed principal")
 	s.cell("host shell", "the host", "end to end", "ssh"+f+"lab.rghost 'id -u; hostname'", "0")
 	s.cell("host shell", "the host", "gateway", "ssh"+f+"-l host:lab gateway 'id -u; hostname'", "0")
 	s.cell("sftp", "the host", "end to end", "echo 'ls /etc/remotegpu' | sftp"+f+"-b - lab.rghost", "agent.env")

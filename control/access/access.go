@@ -29,6 +29,7 @@ import (
 	"github.com/remotegpu/remotegpu/control/host"
 	"github.com/remotegpu/remotegpu/control/pg"
 	"github.com/remotegpu/remotegpu/control/recording"
+	"github.com/remotegpu/remotegpu/control/workspace"
 	"github.com/remotegpu/remotegpu/protocol"
 	"github.com/remotegpu/remotegpu/protocol/tunnel"
 )
@@ -44,6 +45,8 @@ type Config struct {
 	Get  func(ctx context.Context, c auth.Caller, workspace, environment string) (environment.Environment, error)
 	Now  func(ctx context.Context, c auth.Caller) (auth.Caller, error) // with the rights of now, if they have any
 	Host func(ctx context.Context, c auth.Caller, name string) (host.Host, error)
+	// Workspace returns one by name or id.
+	Workspace func(ctx context.Context, c auth.Caller, nameOrID string) (workspace.Workspace, error)
 	// Records reports whether a workspace, by id, wants sessions recorded. Nil: none does.
 	Records func(ctx context.Context, workspace string, terminal bool) (bool, error)
 	// Record begins a recording, or returns nil where none is wanted. Nil records nothing.

@@ -53,15 +53,36 @@ func (s *Service) hostKeys(to string) ([]ssh.Signer, error) {
 	return []ssh.Signer{s.hosts, certified}, err
 }
 
-// typedAs are the names under which OpenSSH may know what is called name: as
-// it is, and with the suffixes.
+// typedAs are all names under which OpenSSH may know what is called name, also
+// those that mean another place to somebody else: for the gateway's key alone.
 func typedAs(name string) []string {
 	if host, ok := strings.CutPrefix(name, prefixHost); ok {
 		return []string{name, host + suffixHost}
 	}
 	names := []string{name, name + suffixEnvironment}
-	if short, _, ok := strings.Cut(name, "."); ok {
-		names = append(names, short, short+suffixEnvironment)
+	if short, ws, ok := strings.Cut(name, "."); ok {
+		names = append(names, short, short+suffixEnvironment, inFull(short, ws))
+	}
+	return names
+}
+
+// inFull is what remotegpu ssh-config has OpenSSH call ENV.rg, which every
+// workspace may have: OpenSSH can add to a name, and not take away from it.
+func inFull(env, workspace string) string {
+	return env + suffixEnvironment + "." + workspace + suffixEnvironment
+}
+
+// names are those of p, in a workspace of this name, that stand for no other
+// place, whoever says them. A host keeps its certificate, and could answer with
+// it for another place of the same name.
+func (p place) names(workspace string) []string {
+	if p.isHost() {
+		return []string{prefixHost + p.Name, p.Name + suffixHost, p.ID + suffixHost}
+	}
+	full := p.Name + "." + workspace
+	names := []string{inFull(p.Name, workspace), full + suffixEnvironment, p.ID, p.ID + suffixEnvironment}
+	if !strings.HasSuffix(full, suffixEnvironment) && !strings.HasSuffix(full, suffixHost) {
+		names = append(names, full)
 	}
 	return names
 }
@@ -71,5 +92,9 @@ func calledBy(host string) string {
 	if name, ok := strings.CutSuffix(host, suffixHost); ok {
 		return prefixHost + name
 	}
-	return strings.TrimSuffix(host, suffixEnvironment)
+	name := strings.TrimSuffix(host, suffixEnvironment)
+	if short, ws, ok := strings.Cut(name, suffixEnvironment+"."); ok {
+		return short + "." + ws
+	}
+	return name
 }

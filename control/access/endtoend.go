@@ -10,6 +10,7 @@ import (
 	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/errs"
 	"github.com/remotegpu/remotegpu/control/web"
+	"github.com/remotegpu/remotegpu/control/workspace"
 	"github.com/remotegpu/remotegpu/protocol"
 	"github.com/remotegpu/remotegpu/protocol/sshd"
 	"github.com/remotegpu/remotegpu/protocol/tunnel"
@@ -39,7 +40,7 @@ func (s *Service) sshEnd(ctx context.Context, c auth.Caller, name string) (*tunn
 	if err != nil {
 		return nil, err
 	}
-	if err := s.sendCertificate(conn, append(typedAs(name), typedAs(p.Name)...)); err != nil {
+	if err := s.sendCertificate(ctx, c, conn, p); err != nil {
 		conn.Close()
 		return nil, err
 	}
@@ -60,12 +61,18 @@ func (s *Service) mustSee(ctx context.Context, p place) (bool, error) {
 	return false, nil
 }
 
-func (s *Service) sendCertificate(conn *tunnel.Conn, names []string) error {
+func (s *Service) sendCertificate(ctx context.Context, c auth.Caller, conn *tunnel.Conn, p place) error {
 	key, err := ssh.ParsePublicKey(conn.Key())
 	if err != nil {
 		return err
 	}
-	cert, err := s.certify(key, names)
+	var ws workspace.Workspace
+	if !p.isHost() {
+		if ws, err = s.cfg.Workspace(ctx, c, p.Workspace); err != nil {
+			return err
+		}
+	}
+	cert, err := s.certify(key, p.names(ws.Name))
 	if err != nil {
 		return err
 	}

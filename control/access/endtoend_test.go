@@ -108,8 +108,8 @@ func TestEndToEnd(t *testing.T) {
 		}
 		return host.Host{Machine: host.Machine{ID: hostID, Name: name}}, nil
 	}
-	for _, as := range []string{"box", "box.rg"} {
-		c, err := w.dialEnd("to=box", as)
+	for _, as := range []string{"box.lab", "box.lab.rg", "box.rg.lab.rg", "env_box.rg"} {
+		c, err := w.dialEnd("to=box.lab", as)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -117,8 +117,10 @@ func TestEndToEnd(t *testing.T) {
 			t.Errorf("as %s: %q", as, got)
 		}
 	}
-	if _, err := w.dialEnd("to=box", "other.rg"); err == nil || !strings.Contains(err.Error(), "not in the set of valid principals") {
-		t.Errorf("under another name: %v", err)
+	for _, as := range []string{"other.rg", "box", "box.rg", "box.other.rg", "box.rg.other.rg"} {
+		if _, err := w.dialEnd("mode=end-to-end&to=box.lab", as); err == nil || !strings.Contains(err.Error(), "not in the set of valid principals") {
+			t.Errorf("as %s, which may be another workspace's: %v", as, err)
+		}
 	}
 	for name, says := range map[string]string{"none": "There is no environment none", "foreign": "not a member", "stopped": "Start it", "host:lab": "Only a platform admin"} {
 		c, err := w.dialEnd("to="+url.QueryEscape(name), strings.Replace(name, "host:lab", "lab.rghost", 1))

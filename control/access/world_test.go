@@ -29,6 +29,7 @@ import (
 	"github.com/remotegpu/remotegpu/control/pg"
 	"github.com/remotegpu/remotegpu/control/pgtest"
 	"github.com/remotegpu/remotegpu/control/web"
+	"github.com/remotegpu/remotegpu/control/workspace"
 	"github.com/remotegpu/remotegpu/protocol"
 	"github.com/remotegpu/remotegpu/protocol/tunnel"
 )
@@ -71,7 +72,7 @@ func newWorld(t *testing.T, change ...func(*Service)) *world {
 	hub := tunnel.NewHub(tunnel.HubConfig{Ask: w.ask, Online: func(string) bool { return w.online.Load() }, Log: log})
 	t.Cleanup(hub.Close)
 	var err error
-	w.Service, err = New(w.pool, Config{HostKey: newKey(t), HostCA: newKey(t), Address: "gpu.example.org:2222", ByKey: w.byKey, Find: w.find, Get: w.get, Now: w.now, Hub: hub, Log: log})
+	w.Service, err = New(w.pool, Config{HostKey: newKey(t), HostCA: newKey(t), Address: "gpu.example.org:2222", ByKey: w.byKey, Find: w.find, Workspace: w.workspace, Get: w.get, Now: w.now, Hub: hub, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,8 +167,13 @@ func (w *world) byKey(_ context.Context, key ssh.PublicKey) (auth.Caller, error)
 	return w.user, nil
 }
 
+func (w *world) workspace(_ context.Context, _ auth.Caller, id string) (workspace.Workspace, error) {
+	return workspace.Workspace{ID: id, Name: strings.TrimPrefix(id, "ws_")}, nil
+}
+
 // find knows environments named after their phase.
 func (w *world) find(_ context.Context, _ auth.Caller, name string) (environment.Environment, error) {
+	name = strings.TrimSuffix(name, ".lab")
 	e := environment.Environment{ID: "env_" + name, Name: name, Workspace: wsID, Host: hostID, Phase: name}
 	switch name {
 	case "box":

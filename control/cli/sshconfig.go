@@ -40,7 +40,11 @@ Use it as OpenSSH's ProxyCommand; remotegpu ssh-config writes it for you.`,
 			if err != nil {
 				return err
 			}
-			conn, err := c.dialEnd(cmd.Context(), strings.Join(args, ""), strict)
+			host := strings.Join(args, "")
+			if name, ok := strings.CutSuffix(host, suffixEnvironment); ok && c.Workspace != "" && !strings.ContainsAny(name, "._") {
+				fmt.Fprintln(a.errOut, "remotegpu: Your configuration of ssh is that of an older version, and ssh may not know the host by it; write it anew: remotegpu ssh-config --install")
+			}
+			conn, err := c.dialEnd(cmd.Context(), host, strict)
 			if err != nil {
 				return err
 			}
@@ -65,7 +69,7 @@ func (c *client) dialEnd(ctx context.Context, host string, strict bool) (net.Con
 	if name, isHost := strings.CutSuffix(host, suffixHost); isHost {
 		query.Set("to", "host:"+name)
 	} else if host != "" {
-		query.Set("to", c.qualified(strings.TrimSuffix(host, suffixEnvironment)))
+		query.Set("to", c.qualified(strings.Replace(strings.TrimSuffix(host, suffixEnvironment), suffixEnvironment+".", ".", 1)))
 	}
 	if strict {
 		query.Set("mode", "end-to-end")
@@ -147,21 +151,25 @@ func (a *app) sshConfig(ctx context.Context, c *client) (string, error) {
 	if err := os.WriteFile(known, []byte(lines), 0o600); err != nil {
 		return "", err
 	}
+	own := ""
+	if c.Workspace != "" { // its name goes where ssh looks for the host's certificate: other workspaces have an ENV too
+		own = fmt.Sprintf("Host *.rg !*.*.rg !env_*\n    HostName %%h.%s.rg\n", c.Workspace)
+	}
 	return fmt.Sprintf(`# RemoteGPU, %[1]s
 #
 #   ssh ENV.rg              an environment of workspace %[2]s
-#   ssh ENV.WORKSPACE.rg    of another one
+#   ssh ENV.WORKSPACE.rg    of any workspace
 #   ssh HOST.rghost         a host itself, for platform admins
 #
 # Encrypted end to end, up to the host. Where a workspace records sessions, the
 # gateway sees them; a terminal says at its start which of the two it is.
-Host *.rg *.rghost
+%[6]sHost *.rg *.rghost
     ProxyCommand "%[3]s" --config "%[4]s" ssh-proxy %%h
     UserKnownHostsFile "%[5]s"
     StrictHostKeyChecking yes
     ServerAliveInterval 15
     ServerAliveCountMax 4
-`, c.URL, c.Workspace, self, file, known), nil
+`, c.URL, or(c.Workspace, "none yet"), self, file, known, own), nil
 }
 
 // sshConfigFile lies beside OpenSSH's config, which includes it.

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -124,6 +125,35 @@ func (w *world) runCtx(ctx context.Context, args ...string) (out string, code in
 	cmd, err := root.ExecuteContextC(ctx)
 	code = a.status(cmd, err)
 	return b.String(), code
+}
+
+// TestSSHConfig: OpenSSH calls an environment by its workspace's name too, so
+// that nobody else's host of that name will do.
+func TestSSHConfig(t *testing.T) {
+	w := newWorld(t)
+	out, code := w.run("ssh-config")
+	file := filepath.Join(t.TempDir(), "config")
+	if code != 0 || os.WriteFile(file, []byte(out), 0o600) != nil {
+		t.Fatal(out)
+	}
+	for host, want := range map[string]string{
+		"train.rg": "train.rg.default.rg", "train.lab.rg": "train.lab.rg", "env_0123.rg": "env_0123.rg", "lab.rghost": "lab.rghost", "a.b.rghost": "a.b.rghost", "other": "other",
+	} {
+		out, err := exec.Command("ssh", "-F", file, "-G", host).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "\nhostname "+want+"\n") || strings.Contains(string(out), "ssh-proxy %h") != (host != "other") {
+			t.Errorf("%s should be %s: %s %v", host, want, out, err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if out, _ := w.runCtx(ctx, "ssh-proxy", "--end-to-end", "train.rg"); !strings.Contains(out, "ssh-config --install") {
+		t.Errorf("an older configuration: %s", out)
+	}
+	for _, host := range []string{"train.rg.default.rg", "train.default.rg", "train.default"} {
+		if out, code := w.runCtx(ctx, "ssh-proxy", "--end-to-end", host); code == 0 || !strings.Contains(out, "no environment train in a workspace default") || strings.Contains(out, "--install") {
+			t.Errorf("%s: %s", host, out)
+		}
+	}
 }
 
 // TestOtherWorkspace: whatever takes an environment takes ENV.WORKSPACE.

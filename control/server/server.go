@@ -169,7 +169,7 @@ func (s *Server) wire(ctx context.Context) (err error) {
 	})
 	s.envs.SetLogs(s.hostLogs)
 	s.access, err = access.New(s.pool, access.Config{
-		HostKey: key.sshHost, HostCA: key.sshCA, Address: s.cfg.SSHAddress, ByKey: s.Accounts.ByKey, Find: s.envs.Find, Host: s.hosts.Find,
+		HostKey: key.sshHost, HostCA: key.sshCA, Address: s.cfg.SSHAddress, ByKey: s.Accounts.ByKey, Find: s.envs.Find, Host: s.hosts.Find, Workspace: s.Workspaces.Find,
 		Get: s.envs.Get, Now: s.Accounts.Now, Records: s.recordings.Records, Record: s.recordings.Begin, Continue: s.recordings.Continue, Hub: s.hub, Log: s.log,
 	})
 	if err != nil {
