@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -135,7 +136,7 @@ func (a *app) userCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		in := map[string]any{"email": args[0], "password": trimLine(b), "admin": *admin}
+		in := map[string]any{"email": args[0], "password": strings.TrimRight(string(b), "\r\n"), "admin": *admin}
 		return a.post(cmd, "/api/v1/users", in, "User "+args[0]+" is there.")
 	}
 	return group("user", "Users (platform admins)", ls, create)

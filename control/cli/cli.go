@@ -17,6 +17,7 @@ import (
 	"strings"
 	"syscall"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -132,4 +133,42 @@ func row(w io.Writer, cells ...any) {
 		fmt.Fprint(w, text)
 	}
 	fmt.Fprintln(w)
+}
+
+// age says how long ago t was, as kubectl does: 42s, 5m, 3h, 12d.
+func age(t time.Time) string {
+	d := time.Since(t)
+	switch {
+	case t.IsZero():
+		return ""
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", max(0, int(d.Seconds())))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+func ago(t *time.Time) string {
+	if t == nil {
+		return "never"
+	}
+	return age(*t) + " ago"
+}
+
+func date(t *time.Time, none string) string {
+	if t == nil {
+		return none
+	}
+	return t.Local().Format("2006-01-02")
+}
+
+// count says "1 label" or "3 labels".
+func count(n int, noun string) string {
+	if n != 1 {
+		noun += "s"
+	}
+	return fmt.Sprintf("%d %s", n, noun)
 }

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/remotegpu/remotegpu/control/progress"
 )
 
 type envRow struct {
@@ -177,8 +179,8 @@ const (
 // follow shows how an environment gets to a phase, until it is there or it is
 // clear that it will not come.
 func (a *app) follow(ctx context.Context, c *client, name, reached string) (envRow, error) {
-	p := newProgress(a.errOut)
-	defer p.end()
+	line := progress.New(a.errOut)
+	defer line.End()
 	for phase := ""; ; {
 		pace := time.After(followPace)
 		var env envRow // anew: an answer leaves out what is empty
@@ -190,7 +192,7 @@ func (a *app) follow(ctx context.Context, c *client, name, reached string) (envR
 			}
 			return env, err
 		}
-		p.show(env)
+		line.Show(env.progress(line.Live()))
 		switch env.Phase {
 		case reached:
 			return env, nil
@@ -209,6 +211,17 @@ func (a *app) follow(ctx context.Context, c *client, name, reached string) (envR
 		case <-pace:
 		}
 	}
+}
+
+// progress says how an environment gets on.
+func (e envRow) progress(live bool) string {
+	switch {
+	case e.Phase == "pulling" && e.PullTotal > 0 && live:
+		return "  " + e.Phase + " " + progress.Bar(e.Pulled, e.PullTotal)
+	case e.Message != "":
+		return "  " + e.Phase + ": " + e.Message
+	}
+	return "  " + e.Phase
 }
 
 func (a *app) envVerb(ctx context.Context, name, verb, reached, done string, wait bool) error {

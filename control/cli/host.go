@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/remotegpu/remotegpu/control/progress"
 )
 
 type hostRow struct {
@@ -104,7 +106,7 @@ func (a *app) hostList() *cobra.Command {
 		return a.show(all, func(w io.Writer) {
 			row(w, "NAME", "STATUS", "HEALTH", "GPUS", "CPUS", "MEMORY", "SYSTEM", "SEEN")
 			for _, h := range all.Items {
-				row(w, h.Name, h.life(), h.Health, h.gpus(), h.CPUs, size(h.Memory), or(h.OSVersion, h.OS)+" "+h.Arch, ago(h.LastSeen))
+				row(w, h.Name, h.life(), h.Health, h.gpus(), h.CPUs, progress.Size(h.Memory), or(h.OSVersion, h.OS)+" "+h.Arch, ago(h.LastSeen))
 			}
 		})
 	}
@@ -309,7 +311,7 @@ func (a *app) gpuList() *cobra.Command {
 			}) {
 				row(w, "INDEX", "UUID", "NAME", "MEMORY", "STATUS", "HEALTH", "ENVIRONMENT")
 				for _, g := range h.GPUs {
-					row(w, g.Index, g.UUID, g.Name, size(g.Memory), g.Status, g.Health, g.Environment)
+					row(w, g.Index, g.UUID, g.Name, progress.Size(g.Memory), g.Status, g.Health, g.Environment)
 				}
 			})
 		}}

@@ -130,7 +130,7 @@ func (a *app) secret(in *bufio.Reader, prompt string, stdin bool) (string, error
 		if err != nil && line == "" {
 			return "", errors.New("no password on stdin")
 		}
-		return trimLine([]byte(line)), nil
+		return strings.TrimRight(line, "\r\n"), nil
 	}
 	fmt.Fprint(a.errOut, prompt)
 	b, err := term.ReadPassword(int(os.Stdin.Fd()))

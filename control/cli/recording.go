@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/remotegpu/remotegpu/control/progress"
 )
 
 type policyRow struct {
@@ -59,7 +61,7 @@ func (a *app) recordingListCommand() *cobra.Command {
 		return fetch(a, cmd, c.in("recordings")+"?environment="+url.QueryEscape(*env), func(w io.Writer, all list[recordingRow]) {
 			row(w, "ID", "ENVIRONMENT", "USER", "VIA", "STARTED", "LENGTH", "SIZE")
 			for _, r := range all.Items {
-				row(w, r.ID, r.EnvironmentName, r.UserName, r.Via, r.StartedAt.Local().Format("2006-01-02 15:04:05"), r.length(), size(r.Bytes))
+				row(w, r.ID, r.EnvironmentName, r.UserName, r.Via, r.StartedAt.Local().Format("2006-01-02 15:04:05"), r.length(), progress.Size(r.Bytes))
 			}
 		})
 	}
