@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,7 +17,6 @@ import (
 	"github.com/remotegpu/remotegpu/control/terminal"
 	"github.com/remotegpu/remotegpu/protocol"
 	"github.com/remotegpu/remotegpu/protocol/resume"
-	"github.com/remotegpu/remotegpu/protocol/tunnel"
 )
 
 type liveSession struct {
@@ -249,29 +247,15 @@ func (a *app) comesUp(ctx context.Context, c *client, env string) bool {
 	return false
 }
 
+// dialTerminal connects with a session. What the server says of the caller or
+// the environment no other try will change; that it cannot right now, one may.
 func (c *client) dialTerminal(ctx context.Context, path string) (io.ReadWriteCloser, error) {
-	conn, err := tunnel.Dial(ctx, tunnel.DialConfig{
-		URL: "wss" + strings.TrimPrefix(c.URL, "https") + path, Header: http.Header{"Authorization": {"Bearer " + c.Token}},
-		TLS: c.tls, Proxy: http.ProxyFromEnvironment,
-	})
-	var rejected *tunnel.Rejected
-	if errors.As(err, &rejected) {
-		return nil, refusal(rejected)
+	conn, err := c.dial(ctx, path)
+	var p *problem
+	if errors.As(err, &p) && !p.strange && p.Status < 500 && p.Status != http.StatusTooManyRequests {
+		return nil, resume.Final(err)
 	} else if err != nil {
-		return nil, unreachable(c.URL, err)
+		return nil, err
 	}
 	return conn, nil
-}
-
-// refusal is the server's sentence. What it says of the caller or the
-// environment no other try will change; that it cannot right now, one may.
-func refusal(r *tunnel.Rejected) error {
-	p := &problem{Status: r.Status}
-	if json.Unmarshal([]byte(r.Body), p) != nil || p.Detail == "" {
-		return r
-	}
-	if r.Status >= 400 && r.Status < 500 && r.Status != http.StatusTooManyRequests {
-		return resume.Final(p)
-	}
-	return p
 }

@@ -18,6 +18,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/remotegpu/remotegpu/protocol/tunnel"
 )
 
 // profile is what login keeps, in a file that only its user may read.
@@ -149,8 +151,34 @@ func keyPin(cert *x509.Certificate) string {
 	return "sha256//" + base64.StdEncoding.EncodeToString(sum[:])
 }
 
+// dial opens the WebSocket at a path of the API.
+func (c *client) dial(ctx context.Context, path string) (*tunnel.Conn, error) {
+	conn, err := tunnel.Dial(ctx, tunnel.DialConfig{
+		URL: "wss" + strings.TrimPrefix(c.URL, "https") + path, Header: http.Header{"Authorization": {"Bearer " + c.Token}},
+		TLS: c.tls, Proxy: http.ProxyFromEnvironment,
+	})
+	if rejected, ok := errors.AsType[*tunnel.Rejected](err); ok {
+		return nil, c.refusal(rejected.Status, []byte(rejected.Body))
+	} else if err != nil {
+		return nil, unreachable(c.URL, err)
+	}
+	return conn, nil
+}
+
+// refusal reads what the server says when it does not do what it was asked.
+func (c *client) refusal(status int, body []byte) *problem {
+	p := &problem{Status: status}
+	if json.Unmarshal(body, p) != nil || p.Detail == "" {
+		p.strange = true
+		p.Detail = fmt.Sprintf("%s answered %d %s; is this a RemoteGPU server?", c.URL, status, http.StatusText(status))
+	}
+	return p
+}
+
 // problem is what the API says when it refuses.
 type problem struct {
+	strange bool // it was something on the way that refused, or another server
+
 	Status int    `json:"status"`
 	Detail string `json:"detail"`
 	Errors []struct {
@@ -222,11 +250,7 @@ func (c *client) send(ctx context.Context, with *http.Client, method, path strin
 	}
 	defer resp.Body.Close()
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20)) // what came is enough
-	p := &problem{Status: resp.StatusCode}
-	if json.Unmarshal(b, p) != nil || p.Detail == "" {
-		p.Detail = fmt.Sprintf("%s answered %s; is this a RemoteGPU server?", c.URL, resp.Status)
-	}
-	return nil, p
+	return nil, c.refusal(resp.StatusCode, b)
 }
 
 func unreachable(server string, err error) error {

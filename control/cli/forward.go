@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,7 +16,6 @@ import (
 
 	"github.com/remotegpu/remotegpu/control/forward"
 	"github.com/remotegpu/remotegpu/protocol"
-	"github.com/remotegpu/remotegpu/protocol/tunnel"
 )
 
 type forwardRow struct {
@@ -137,32 +135,12 @@ func (w *way) dial(ctx context.Context, t protocol.Target) (forward.Stream, erro
 
 func (w *way) dialOnce(ctx context.Context, t protocol.Target) (forward.Stream, error) {
 	q := url.Values{"network": {t.Network}, "address": {t.Address}}
-	conn, err := w.dialPath(ctx, w.environment(w.env, "dial")+"?"+q.Encode())
-	if err == nil {
-		w.back()
+	conn, err := w.client.dial(ctx, w.environment(w.env, "dial")+"?"+q.Encode())
+	if err != nil {
+		return nil, err
 	}
-	return conn, err
-}
-
-// dialPath opens the WebSocket at a path of the API.
-func (w *way) dialPath(ctx context.Context, path string) (forward.Stream, error) {
-	conn, err := tunnel.Dial(ctx, tunnel.DialConfig{
-		URL:    "wss" + strings.TrimPrefix(w.URL, "https") + path,
-		Header: http.Header{"Authorization": {"Bearer " + w.Token}},
-		TLS:    w.tls, Proxy: http.ProxyFromEnvironment,
-	})
-	var rejected *tunnel.Rejected
-	switch {
-	case err == nil:
-		return conn, nil
-	case errors.As(err, &rejected):
-		p := &problem{Status: rejected.Status}
-		if json.Unmarshal([]byte(rejected.Body), p) != nil || p.Detail == "" {
-			p.Detail = fmt.Sprintf("%s answered %d", w.URL, rejected.Status)
-		}
-		return nil, p
-	}
-	return nil, unreachable(w.URL, err)
+	w.back()
+	return conn, nil
 }
 
 // passes notes an error that may pass by itself: the server is away, or is

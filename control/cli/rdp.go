@@ -93,7 +93,11 @@ func (a *app) rdp(ctx context.Context, name string, port uint16, launch bool) er
 	}
 	dial := func(ctx context.Context, _ protocol.Target) (forward.Stream, error) {
 		used.Store(true)
-		return way.dialPath(ctx, path)
+		conn, err := c.dial(ctx, path)
+		if err != nil {
+			return nil, err
+		}
+		return conn, nil
 	}
 	lost := func(err error) {
 		if ctx.Err() == nil { // else it was cut here
@@ -115,7 +119,7 @@ func (r rdpRow) print(w io.Writer) {
 // probeRDP asks the RDP server for a connection, as a client that knows TLS and
 // CredSSP does: what is wrong is said here, and not by a client in its own way.
 func (w *way) probeRDP(ctx context.Context, path string) error {
-	conn, err := w.dialPath(ctx, path)
+	conn, err := w.client.dial(ctx, path)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/signal"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/term"
 
+	"github.com/remotegpu/remotegpu/control/sshconfig"
 	"github.com/remotegpu/remotegpu/protocol/tunnel"
 )
 
@@ -119,7 +121,7 @@ func (c *client) sshClient(ctx context.Context, user string) (*ssh.Client, error
 	if err != nil {
 		return nil, fmt.Errorf("read the gateway's host key: %w", err)
 	}
-	conn, err := c.dialSSH(ctx)
+	conn, err := c.dial(ctx, "/api/v1/ssh/connect")
 	if err != nil {
 		return nil, err
 	}
@@ -131,18 +133,6 @@ func (c *client) sshClient(ctx context.Context, user string) (*ssh.Client, error
 		return nil, fmt.Errorf("ssh to the gateway: %w", err)
 	}
 	return ssh.NewClient(sc, channels, requests), nil
-}
-
-func (c *client) dialSSH(ctx context.Context) (net.Conn, error) {
-	conn, err := tunnel.Dial(ctx, tunnel.DialConfig{
-		URL:    "wss" + strings.TrimPrefix(c.URL, "https") + "/api/v1/ssh/connect",
-		Header: http.Header{"Authorization": {"Bearer " + c.Token}},
-		TLS:    c.tls, Proxy: http.ProxyFromEnvironment,
-	})
-	if err != nil {
-		return nil, unreachable(c.URL, err)
-	}
-	return conn, nil
 }
 
 // remoteTerminal puts the local one into raw mode, asks for one over there and keeps
@@ -185,4 +175,118 @@ func sessionStatus(err error) error {
 		return exitStatus(255)
 	}
 	return err
+}
+
+func (a *app) sshProxyCommand() *cobra.Command {
+	var strict bool
+	cmd := &cobra.Command{
+		Use: "ssh-proxy [ENV|host:NAME]", Short: "ProxyCommand for OpenSSH, over the HTTPS port", Args: args(0, 1, "at most one environment or host:NAME"),
+		Long: `Connects stdin and stdout with an environment's host, or with a host itself, over
+the server's HTTPS port: SSH is encrypted end to end. Where the workspace records
+sessions, and without a name, it is the SSH gateway that answers.
+Use it as OpenSSH's ProxyCommand; remotegpu ssh-config writes it for you.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.connect()
+			if err != nil {
+				return err
+			}
+			host := strings.Join(args, "")
+			if name, ok := strings.CutSuffix(host, sshconfig.Environment); ok && c.Workspace != "" && !strings.ContainsAny(name, "._") {
+				fmt.Fprintln(a.errOut, "remotegpu: Your configuration of ssh is that of an older version, and ssh may not know the host by it; write it anew: remotegpu ssh-config --install")
+			}
+			conn, err := c.dialEnd(cmd.Context(), host, strict)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			go func() {
+				_, _ = io.Copy(conn, os.Stdin) // ends with ssh or with the connection
+				_ = conn.CloseWrite()          // it may be gone
+			}()
+			_, err = io.Copy(os.Stdout, conn)
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&strict, "end-to-end", false, "end to end or not at all")
+	return cmd
+}
+
+// dialEnd connects with the SSH end of what OpenSSH calls host.
+func (c *client) dialEnd(ctx context.Context, host string, strict bool) (*tunnel.Conn, error) {
+	query := url.Values{}
+	name, isHost := strings.CutSuffix(host, sshconfig.Host)
+	if !isHost {
+		name, isHost = strings.CutPrefix(host, "host:")
+	}
+	if isHost {
+		query.Set("to", "host:"+name)
+	} else if host != "" {
+		query.Set("to", c.qualified(strings.Replace(strings.TrimSuffix(host, sshconfig.Environment), sshconfig.Environment+".", ".", 1)))
+	}
+	if strict {
+		query.Set("mode", "end-to-end")
+	}
+	return c.dial(ctx, "/api/v1/ssh/connect?"+query.Encode())
+}
+
+func (a *app) sshConfigCommand() *cobra.Command {
+	var install bool
+	cmd := &cobra.Command{
+		Use: "ssh-config", Short: "Print what makes ssh ENV.rg just work", Args: args(0, 0, "no argument"),
+		Long: `Prints a block for ~/.ssh/config. With it, ssh ENV.rg, and whatever builds on ssh
+(scp, rsync, git, VS Code, JetBrains), reaches an environment over the server's
+HTTPS port, without a key. --install puts it into a file of its own beside
+~/.ssh/config, which includes it.`,
+		Example: "  remotegpu ssh-config --install\n  ssh my-env.rg",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.connect()
+			if err != nil {
+				return err
+			}
+			block, err := a.sshConfig(cmd.Context(), c)
+			if err != nil {
+				return err
+			}
+			if !install {
+				_, err = io.WriteString(a.out, block)
+				return err
+			}
+			file, err := sshconfig.Install(block)
+			if err == nil {
+				fmt.Fprintf(a.out, "Written to %s. Try: ssh ENV.rg\n", file)
+			}
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&install, "install", false, "write it where ssh finds it")
+	return cmd
+}
+
+// sshConfig returns the block, and writes the file of known hosts that it names.
+func (a *app) sshConfig(ctx context.Context, c *client) (string, error) {
+	var gw struct {
+		Address string `json:"address"`
+		HostKey string `json:"host_key"`
+		HostCA  string `json:"host_ca"`
+	}
+	if err := c.call(ctx, http.MethodGet, "/api/v1/ssh", nil, &gw); err != nil {
+		return "", err
+	}
+	file, err := a.profilePath()
+	if err != nil {
+		return "", err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	known := strings.TrimSuffix(file, ".json") + ".known_hosts"
+	host, port, err := net.SplitHostPort(gw.Address)
+	if err != nil {
+		return "", fmt.Errorf("read the gateway's address: %w", err)
+	}
+	if err := os.WriteFile(known, []byte(sshconfig.KnownHosts(host, port, gw.HostCA, gw.HostKey)), 0o600); err != nil {
+		return "", err
+	}
+	return sshconfig.Block(c.URL, c.Workspace, fmt.Sprintf(`"%s" --config "%s"`, self, file), known), nil
 }
