@@ -46,7 +46,7 @@ var layers = map[string][][]string{
 	},
 	"broker": {{"broker"}, {"broker/external"}},
 	"control": {
-		{"control/terminal", "control/errs", "control/forward", "control/door", "control/progress", "control/sshconfig"},
+		{"control/terminal", "control/errs", "control/forward", "control/door", "control/progress", "control/sshconfig", "control/transfer"},
 		{"control/pg"},
 		{"control/pgtest"},
 		{"control/auth", "control/keys", "control/replica"},

@@ -90,7 +90,7 @@ First steps:
 	flags.StringVar(&a.profile, "config", os.Getenv("REMOTEGPU_CONFIG"), "file with server and token (default ~/.config/remotegpu/config.json)")
 	flags.StringVarP(&a.output, "output", "o", "table", "table or json")
 	flags.StringVarP(&a.workspace, "workspace", "w", os.Getenv("REMOTEGPU_WORKSPACE"), "workspace (default: the one from login)")
-	root.AddCommand(a.serverCommand(), a.loginCommand(), a.logoutCommand(), a.passwordCommand(), a.hostCommand(), a.envCommand(), a.sshCommand(),
+	root.AddCommand(a.serverCommand(), a.loginCommand(), a.logoutCommand(), a.passwordCommand(), a.hostCommand(), a.envCommand(), a.sshCommand(), a.cpCommand(),
 		a.sshProxyCommand(), a.sshConfigCommand(), a.keyCommand(), a.tokenCommand(), a.workspaceCommand(), a.userCommand(), a.schedulerCommand(),
 		a.recordingCommand(), a.playCommand(), a.forwardCommand(), a.appCommand(), a.jupyterCommand(), a.rdpCommand(), a.attachCommand(), a.sessionsCommand())
 	return root
