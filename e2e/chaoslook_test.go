@@ -66,7 +66,7 @@ func (y *yard) look(was, now *chaos.Seen) {
 		now.Hosts[b.name] = hosts[i]
 	}
 	after, doneAfter := y.wisher.counts(), y.wisher.accesses()
-	if err == nil {
+	if now.Old = err != nil; !now.Old {
 		now.Wishes = rows.wishes
 	}
 	for id, wish := range now.Wishes {

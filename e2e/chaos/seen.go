@@ -13,6 +13,7 @@ type Seen struct {
 	Quiet  bool          // nothing is broken, and everything has come to rest
 	Hosts  map[string]Host
 	Wishes map[string]Wish   // by workload
+	Old    bool              // the database did not answer: wishes and audit are those of a look before
 	Audit  map[string]Access // by workload
 	Levels map[string]Level  // by process
 	Shells []Shell
@@ -125,6 +126,9 @@ func oneContainer(_, _, now *Seen) string {
 // wished forgives what is true of one look alone: container and wish are not
 // looked at in the same moment.
 func wished(_, was, now *Seen) string {
+	if was.Old || now.Old {
+		return "" // what was wished just before the database fell silent has not been seen
+	}
 	for host, h := range now.Hosts {
 		for _, c := range h.Containers {
 			before, known := was.Hosts[host]

@@ -76,6 +76,7 @@ func TestInvariants(t *testing.T) {
 		}), "no workload in two containers"},
 		{"a container that nobody wants, in one look", nothing, stranger, ""},
 		{"a container that nobody wants, seen once", stranger, func(s *Seen) { stranger(s); host("two", func(h *Host) { h.Old = true })(s) }, ""},
+		{"a container that nobody wants, as far as was seen", func(s *Seen) { stranger(s); s.Old = true }, stranger, ""},
 		{"a container that nobody wants", stranger, stranger, "no container without a wish"},
 		{"a container at the wrong place", wish("env_2", func(w *Wish) { w.Host = "one" }), wish("env_2", func(w *Wish) { w.Host = "one" }), "no container without a wish"},
 		{"a wish that is not granted", nothing, wish("env_3", func(w *Wish) { w.Host, w.Runs = "one", true }), "no wish without a container"},
