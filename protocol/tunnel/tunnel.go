@@ -38,8 +38,8 @@ const (
 	pingEvery = 15 * time.Second
 	deadAfter = 45 * time.Second
 
-	// A fleet has a spare per host, and half of what an idle one costs is pings.
-	// 30 s are within the minute after which proxies cut.
+	// A fleet has a spare per host, so their pings add up; 30 s are within the
+	// minute after which proxies cut.
 	restPing = 30 * time.Second
 	restDead = 75 * time.Second
 	bufSize  = 64 << 10 // bytes of a write; 4 KiB, the library's default, carries a third as much
