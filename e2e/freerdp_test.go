@@ -72,6 +72,7 @@ func TestDesktopByFreeRDP(t *testing.T) {
 		}
 		return ""
 	})
+	t.Run("browser", func(t *testing.T) { browserInDesk(t, w, onScreen, shot("freerdp-browser")) })
 	t.Run("arguments tell no password", func(t *testing.T) {
 		_, password, _ := strings.Cut(w.in("client", "remotegpu ssh desk -- cat /run/desktop/credentials"), "\n")
 		if out, err := exec.Command("ps", "-ewwo", "args").Output(); err != nil || len(password) < 20 || strings.Contains(string(out), password) {
@@ -88,6 +89,27 @@ func TestDesktopByFreeRDP(t *testing.T) {
 	}
 	t.Run("no launch", func(t *testing.T) { noLaunch(t, w) })
 	t.Run("offline", func(t *testing.T) { offlineDesktop(t, p) })
+}
+
+// browserInDesk starts the image's browser in the session, with a green page that
+// is to be seen on the screen of who has the desktop.
+func browserInDesk(t *testing.T, w *world, onScreen, shot string) {
+	began := time.Now()
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(w.tryInDesk("cat /tmp/firefox.log"))
+		}
+	})
+	w.inDesk("echo '<body bgcolor=lime>' >/tmp/page.html; setsid firefox-esr --kiosk file:///tmp/page.html >/tmp/firefox.log 2>&1 </dev/null &")
+	eventually(t, 60*time.Second, "the browser shows its page", func() string {
+		out, err := w.try("client", onScreen+"import -window root "+shot+" && convert "+shot+" -crop 1x1+640+450 -format '%[fx:r<0.2&&g>0.8&&b<0.2] %[pixel:u]' info:")
+		if err != nil || !strings.HasPrefix(out, "1 ") {
+			return out
+		}
+		return ""
+	})
+	t.Logf("the browser shows its page %.1f s after the command", time.Since(began).Seconds())
+	w.inDesk("pkill -f firefox-esr")
 }
 
 // noLaunch lets the person start a client.
