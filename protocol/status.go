@@ -8,15 +8,16 @@ import "fmt"
 type Epoch = uint64
 
 // Hello is the agent's first message on every connection. Control answers with
-// the desired document when Observed or Digest differ from its own.
+// the desired document when Observed or Digest differ from its own. A status that
+// observes less than its hello says that the agent has lost what it obeyed.
 type Hello struct {
 	Version      int       `cbor:"1,keyasint"`
 	Epoch        Epoch     `cbor:"2,keyasint"`
 	BootID       string    `cbor:"3,keyasint"`           // of the host's kernel
 	Agent        string    `cbor:"4,keyasint"`           // agent version, "0.1.0"
-	Observed     uint64    `cbor:"5,keyasint"`           // generation of the document on disk; 0: none
+	Observed     uint64    `cbor:"5,keyasint"`           // highest generation that was obeyed; 0: none
 	Applied      uint64    `cbor:"6,keyasint"`           // generation that containerd agrees with; ≤ Observed
-	Digest       []byte    `cbor:"7,keyasint,omitempty"` // SHA-256 of the document on disk
+	Digest       []byte    `cbor:"7,keyasint,omitempty"` // SHA-256 of that document
 	Capabilities []string  `cbor:"8,keyasint,omitempty"` // "session", "gpu.cdi", "gpu.sim", …
 	ClockOffset  int64     `cbor:"9,keyasint,omitempty"` // milliseconds that the host's clock is ahead of control's
 	Inventory    Inventory `cbor:"10,keyasint"`

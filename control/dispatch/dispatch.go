@@ -130,11 +130,15 @@ type record struct {
 // fresh reports whether r has all wishes.
 func (r record) fresh() bool { return !r.dirty && len(r.document) > 0 }
 
-// held is the document that a host says it has.
+// held is the document that a host says it has obeyed.
 type held struct {
 	generation uint64 // 0: none
 	digest     []byte // nil: not said
+	lost       bool   // it has that document no more
 }
+
+// has reports whether the host has r and lacks nothing.
+func (h held) has(r record) bool { return h.generation == r.generation && !h.lost }
 
 // forks reports whether h cannot come from the history that r ends.
 func (h held) forks(r record) bool {

@@ -61,12 +61,17 @@ func TestNothingNewIsNotSent(t *testing.T) {
 // obeyed; the next one is above all of them.
 func TestRestoredBackup(t *testing.T) {
 	t.Parallel()
-	for name, c := range map[string]struct{ before, after, touched int }{
+	for name, c := range map[string]struct {
+		before, after, touched int
+		lost                   bool // and the agent its document
+	}{
 		"behind":                     {before: 1, after: 4},
 		"behind and changed":         {before: 1, after: 4, touched: 1},
 		"the same generation":        {before: 1, after: 2, touched: 2},
 		"ahead again":                {before: 1, after: 1, touched: 5},
 		"from before the first word": {before: 0, after: 3},
+		"behind, and lost":           {before: 1, after: 4, lost: true},
+		"the same, and lost":         {before: 1, after: 2, touched: 2, lost: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -84,7 +89,11 @@ func TestRestoredBackup(t *testing.T) {
 				w.compileAlone()
 			}
 			generation := w.agent.generation
-			w.hello()
+			if c.lost {
+				w.lose()
+			} else {
+				w.hello()
+			}
 			w.settle()
 			if w.agent.generation <= generation && w.agent.wish != w.row().Wish {
 				t.Errorf("agent has %+v, database %+v", w.agent, w.row())
@@ -186,6 +195,8 @@ func (w *world) step(r *rand.Rand) {
 	case n < 93:
 		w.large.Store(!w.large.Load())
 		w.touch()
+	case n < 95:
+		w.lose()
 	default:
 		time.Sleep(time.Duration(r.IntN(4)) * time.Millisecond) // lets the interleaving vary
 	}

@@ -65,7 +65,7 @@ func (s *Service) work(ctx context.Context, ln *lane, now todo) time.Duration {
 		if !s.done("hello", ln, s.cfg.Hello(ctx, ln.host, *now.hello)) {
 			return s.later(ln, now)
 		}
-		ln.has, now.touched = held{now.hello.Observed, now.hello.Digest}, true
+		ln.has, now.touched = held{generation: now.hello.Observed, digest: now.hello.Digest}, true
 		now.hello = nil
 	}
 	if now.status != nil && !s.takeStatus(ctx, ln, now.status) {
@@ -106,7 +106,10 @@ func (s *Service) takeStatus(ctx context.Context, ln *lane, st *protocol.Status)
 	if !s.check("acknowledge", ln, noteObserved(ctx, s.pool, ln.host, st.Observed, st.Applied)) {
 		return false
 	}
-	if ln.has.generation != st.Observed {
+	switch {
+	case st.Observed == 0: // what the hello said to have been obeyed still is
+		ln.has.lost = true
+	case ln.has.lost || ln.has.generation != st.Observed:
 		ln.has = held{generation: st.Observed}
 	}
 	s.lanes.taken(ln, st)
@@ -134,7 +137,7 @@ func (s *Service) publish(ctx context.Context, ln *lane) time.Duration {
 	if !s.check("compile desired document", ln, err) {
 		return s.again(ln)
 	}
-	if ln.has.generation == r.generation {
+	if ln.has.has(r) {
 		ln.tries = 0
 		return 0
 	}

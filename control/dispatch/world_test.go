@@ -54,6 +54,7 @@ type world struct {
 type agent struct {
 	generation uint64
 	digest     []byte
+	lost       bool   // its disk has the document of generation no more
 	wish       uint64 // revision of its workload
 	epoch, seq uint64
 	acked      uint64
@@ -228,7 +229,15 @@ func (w *world) obey(payload []byte) {
 		a.refused++
 		return
 	}
-	a.generation, a.digest, a.wish = d.Generation, digest, d.Workloads[0].Revision
+	a.generation, a.digest, a.lost, a.wish = d.Generation, digest, false, d.Workloads[0].Revision
+}
+
+// lose takes the document off the agent's disk; what it has obeyed it still knows.
+func (w *world) lose() {
+	w.mu.Lock()
+	w.agent.lost = w.agent.generation > 0
+	w.mu.Unlock()
+	w.hello()
 }
 
 // hello is the agent's first word on a new connection.
@@ -248,6 +257,9 @@ func (w *world) status() {
 	a := w.agent
 	a.seq++
 	st := protocol.Status{Version: protocol.Version, Epoch: a.epoch, Seq: a.seq, Observed: a.generation, Applied: a.generation}
+	if a.lost {
+		st.Observed, st.Applied = 0, 0
+	}
 	svc := w.svc
 	w.mu.Unlock()
 	if w.connected.Load() {
@@ -302,7 +314,7 @@ func (w *world) settled() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	a := w.agent
-	return !r.Dirty && uint64(r.Generation) == a.generation && uint64(r.Observed) == a.generation && a.wish == r.Wish && a.generation > 0
+	return !r.Dirty && !a.lost && uint64(r.Generation) == a.generation && uint64(r.Observed) == a.generation && a.wish == r.Wish && a.generation > 0
 }
 
 // settle lets the agent repeat its status, as agents do, until all is well.

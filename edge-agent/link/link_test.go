@@ -5,6 +5,8 @@ import (
 	"crypto/ed25519"
 	"crypto/tls"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -159,11 +161,22 @@ func TestDesired(t *testing.T) {
 	}
 	next(c, protocol.TopicStatus, func(s *protocol.Status) bool { return s.Observed == 3 })
 	h.stop()
-	newHost(t, c, dir)
+	h = newHost(t, c, dir)
 	hello := next[protocol.Hello](c, protocol.TopicHello, nil)
 	if hello.Observed != 3 || len(hello.Digest) != 32 {
 		t.Errorf("hello after a restart: %+v", hello)
 	}
+	next(c, protocol.TopicStatus, func(s *protocol.Status) bool { return s.Observed == 3 })
+	h.stop()
+	if err := os.Remove(filepath.Join(dir, "desired.cose")); err != nil {
+		t.Fatal(err)
+	}
+	newHost(t, c, dir)
+	hello = next[protocol.Hello](c, protocol.TopicHello, nil)
+	if hello.Observed != 3 || len(hello.Digest) != 32 {
+		t.Errorf("hello after the loss of the document: %+v", hello)
+	}
+	next(c, protocol.TopicStatus, func(s *protocol.Status) bool { return s.Observed == 0 })
 }
 
 func TestRefusedDocuments(t *testing.T) {

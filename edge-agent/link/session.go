@@ -106,18 +106,19 @@ func (s *session) hello(ctx context.Context) error {
 		Version: protocol.Version, Epoch: s.epoch.Load(), BootID: s.cfg.BootID, Agent: s.cfg.Agent,
 		Capabilities: s.cfg.Capabilities, ClockOffset: s.cfg.Server.Offset().Milliseconds(), Inventory: inventory,
 	}
-	h.Observed, h.Digest = s.observed()
+	h.Observed, h.Digest = s.cfg.Store.Obeyed()
 	_, applied := s.cfg.Workloads()
 	h.Applied = min(applied, h.Observed)
 	return s.publish(ctx, s.cm, protocol.TopicHello, h)
 }
 
-func (l *Link) observed() (generation uint64, digest []byte) {
-	d, digest := l.cfg.Store.Desired()
+// observed is the generation of the document on disk; 0: none.
+func (l *Link) observed() uint64 {
+	d, _ := l.cfg.Store.Desired()
 	if d == nil {
-		return 0, nil
+		return 0
 	}
-	return d.Generation, digest
+	return d.Generation
 }
 
 // report says the status: now, a moment after each change, with every
@@ -176,7 +177,7 @@ func (s *session) status(ctx context.Context, measure bool, again *time.Timer) e
 		Version: protocol.Version, Epoch: s.epoch.Load(), Seq: s.cfg.Store.NextStatusSeq(),
 		Events: s.cfg.Store.Events(protocol.MaxEvents), Usage: s.usage,
 	}
-	st.Observed, _ = s.observed()
+	st.Observed = s.observed()
 	st.Workloads, st.Applied = s.cfg.Workloads()
 	st.Applied = min(st.Applied, st.Observed)
 	if s.cfg.Fault != nil {

@@ -87,6 +87,14 @@ func (s *Store) Desired() (*protocol.Desired, []byte) {
 	return s.desired, s.digest
 }
 
+// Obeyed returns the generation and digest of the last document that was obeyed,
+// 0 and nil if there was none; Desired may have lost it.
+func (s *Store) Obeyed() (generation uint64, digest []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.counters.Generation, s.counters.Digest
+}
+
 func (s *Store) obey(d *protocol.Desired, signed, digest []byte) {
 	s.desired, s.signed, s.digest = d, bytes.Clone(signed), digest
 	s.counters.Generation, s.counters.Digest = d.Generation, digest
