@@ -93,6 +93,7 @@ First steps:
 	root.AddCommand(a.serverCommand(), a.loginCommand(), a.logoutCommand(), a.passwordCommand(), a.hostCommand(), a.envCommand(), a.sshCommand(), a.cpCommand(),
 		a.sshProxyCommand(), a.sshConfigCommand(), a.keyCommand(), a.tokenCommand(), a.workspaceCommand(), a.userCommand(), a.schedulerCommand(),
 		a.recordingCommand(), a.playCommand(), a.forwardCommand(), a.appCommand(), a.jupyterCommand(), a.rdpCommand(), a.attachCommand(), a.sessionsCommand())
+	completions(root, a.arguments(), a.options())
 	return root
 }
 
