@@ -64,6 +64,7 @@ func TestTwoNATs(t *testing.T) {
 		}
 	})
 	t.Run("cp", func(t *testing.T) { copies(t, p) })
+	t.Run("attach", func(t *testing.T) { attaches(t, p) })
 	t.Run("logs", func(t *testing.T) {
 		w.in("client", "remotegpu env create talks --image "+busyboxImage+" -- sh -c 'for i in 1 2 3 4 5; do echo line $i; done; sleep 1; echo oops >&2; while ! test -e /tmp/more; do sleep 0.1; done; echo more; sleep 1000'")
 		eventually(t, 10*time.Second, "the log", func() string { return p.lacks("remotegpu env logs talks --tail 3", "line 4\nline 5\noops") })
