@@ -3,7 +3,8 @@
 // It owns the table audit_entries and its hash chain. Its invariant: an entry
 // is written in the transaction of what it tells of, so there is none without
 // the other; Seal chains entries in the order in which they commit, and Verify
-// finds any that was changed, removed or slipped in after.
+// walks the chain. It is a chain of plain hashes: whoever writes to the database
+// can make it anew, and only a hash that was kept elsewhere shows that.
 package audit
 
 import (
@@ -115,10 +116,16 @@ func List(ctx context.Context, db pg.DB, c auth.Caller, f Filter) ([]Entry, erro
 
 const sealDelay = 5 * time.Second
 
-// Run seals new entries every few seconds until ctx ends.
+// Run seals new entries every few seconds until ctx ends, and tells the log of
+// the server now and then how far it is.
 func Run(ctx context.Context, pool *pg.Pool, log *slog.Logger) error {
+	var told time.Time
 	for {
-		if err := Seal(ctx, pool); err != nil && ctx.Err() == nil {
+		err := Seal(ctx, pool)
+		if err == nil && time.Since(told) > tellEvery {
+			told, err = time.Now(), tellHead(ctx, pool, log)
+		}
+		if err != nil && ctx.Err() == nil {
 			log.Error("seal audit log", "err", err)
 		}
 		select {
@@ -136,10 +143,8 @@ func Seal(ctx context.Context, pool *pg.Pool) error {
 		if _, err := tx.Exec(ctx, "select pg_advisory_xact_lock(hashtext('audit seal'))"); err != nil {
 			return err
 		}
-		var last []byte
-		var place int64
-		err := tx.QueryRow(ctx, "select seal, hash from audit_entries where seal is not null order by seal desc limit 1").Scan(&place, &last)
-		if err != nil && !pg.IsNone(err) {
+		place, last, err := head(ctx, tx)
+		if err != nil {
 			return err
 		}
 		rows, err := tx.Query(ctx, `select `+columns+` from audit_entries
@@ -170,25 +175,4 @@ func (e *Entry) link(before []byte) []byte {
 	_ = json.Compact(&detail, e.Detail) // stored as jsonb: always valid
 	fmt.Fprintf(h, "%d\n%d\n%q %q %q %q %q\n%s", e.ID, e.At.UnixMicro(), e.Actor, e.Action, e.Target, e.Workspace, e.Remote, detail.Bytes())
 	return h.Sum(nil)
-}
-
-// Verify walks the chain and returns the id of the first entry that does not
-// fit it, or 0 when all fit.
-func Verify(ctx context.Context, db pg.DB) (broken int64, err error) {
-	rows, err := db.Query(ctx, `select `+columns+` from audit_entries where seal is not null order by seal`)
-	if err != nil {
-		return 0, fmt.Errorf("read audit chain: %w", err)
-	}
-	defer rows.Close()
-	var last []byte
-	for rows.Next() {
-		e, err := pgx.RowToStructByName[Entry](rows)
-		if err != nil {
-			return 0, err
-		}
-		if last = e.link(last); !bytes.Equal(last, e.Hash) {
-			return e.ID, nil
-		}
-	}
-	return 0, rows.Err()
 }

@@ -30,6 +30,7 @@ const (
 	AccountWrite  Action = "account.write" // one's own password, keys, tokens
 	UserManage    Action = "user.manage"
 	AuditRead     Action = "audit.read"
+	AuditVerify   Action = "audit.verify"
 
 	WorkspaceList   Action = "workspace.list"
 	WorkspaceCreate Action = "workspace.create"
@@ -67,6 +68,7 @@ var Rules = map[Action]Rule{
 	AccountWrite:  {Scope: ScopeUser},
 	UserManage:    {Scope: ScopePlatform},
 	AuditRead:     {Scope: ScopePlatform},
+	AuditVerify:   {Scope: ScopePlatform},
 
 	WorkspaceList:   {Scope: ScopeUser},
 	WorkspaceCreate: {Scope: ScopePlatform},

@@ -92,7 +92,7 @@ First steps:
 	flags.StringVarP(&a.workspace, "workspace", "w", os.Getenv("REMOTEGPU_WORKSPACE"), "workspace (default: the one from login)")
 	root.AddCommand(a.serverCommand(), a.loginCommand(), a.logoutCommand(), a.passwordCommand(), a.hostCommand(), a.envCommand(), a.sshCommand(), a.cpCommand(),
 		a.sshProxyCommand(), a.sshConfigCommand(), a.keyCommand(), a.tokenCommand(), a.workspaceCommand(), a.userCommand(), a.schedulerCommand(),
-		a.recordingCommand(), a.playCommand(), a.forwardCommand(), a.appCommand(), a.jupyterCommand(), a.rdpCommand(), a.attachCommand(), a.sessionsCommand())
+		a.recordingCommand(), a.playCommand(), a.auditCommand(), a.forwardCommand(), a.appCommand(), a.jupyterCommand(), a.rdpCommand(), a.attachCommand(), a.sessionsCommand())
 	completions(root, a.arguments(), a.options())
 	return root
 }
@@ -164,6 +164,14 @@ func date(t *time.Time, none string) string {
 		return none
 	}
 	return t.Local().Format("2006-01-02")
+}
+
+// moment says when, to the second.
+func moment(t *time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return t.UTC().Format(time.RFC3339)
 }
 
 // count says "1 label" or "3 labels".

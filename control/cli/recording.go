@@ -50,6 +50,82 @@ func (a *app) recordingCommand() *cobra.Command {
 	return cmd
 }
 
+// chain is what remotegpu audit verify has seen of the audit log.
+type chain struct {
+	Entries  int64      `json:"entries"`
+	From     *time.Time `json:"from,omitempty"`
+	To       *time.Time `json:"to,omitempty"`
+	Head     string     `json:"head"`
+	Damage   string     `json:"damage,omitempty"`
+	Expected *bool      `json:"expected,omitempty"` // the hash given is in it; nil: none was
+}
+
+func (a *app) auditCommand() *cobra.Command {
+	verify := &cobra.Command{Use: "verify", Short: "Verify the chain of the audit log (platform admins)", Args: args(0, 0, "no argument"),
+		Long: `Walks the whole audit log, in which each entry has a hash over itself and all
+before it, and fails where one was changed, removed or slipped in.
+
+What was cut off at its end, and a chain that somebody who can write to the
+database has made anew, shows only against a hash from before: keep the head that
+is printed somewhere else (the server's log has one every hour), and give it with
+--expect the next time.`,
+		Example: "  remotegpu audit verify\n  remotegpu audit verify --expect 0c9f…"}
+	expect := verify.Flags().String("expect", "", "a head of before, which must still be in the chain")
+	verify.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := a.connect()
+		if err != nil {
+			return err
+		}
+		all, err := c.verifyAudit(cmd.Context(), *expect)
+		if err != nil {
+			return err
+		}
+		err = a.show(all, func(w io.Writer) {
+			row(w, "ENTRIES", "FROM", "TO", "HEAD")
+			row(w, all.Entries, moment(all.From), moment(all.To), or(all.Head, "-"))
+		})
+		switch {
+		case err != nil:
+			return err
+		case all.Damage != "":
+			return fmt.Errorf("the audit log is damaged: %s", all.Damage)
+		case all.Expected != nil && !*all.Expected:
+			return fmt.Errorf("the chain fits together, but no entry has the hash %s: entries are gone from its end, or the chain was made anew since", *expect)
+		}
+		return nil
+	}
+	return group("audit", "Who did what (platform admins)", verify)
+}
+
+// verifyAudit has the chain walked part by part.
+func (c *client) verifyAudit(ctx context.Context, expect string) (all chain, err error) {
+	found, place := false, int64(0)
+	for more := true; more; {
+		var part struct {
+			Entries, Place int64
+			From, To       *time.Time
+			Hash, Damage   string
+			Found, More    bool
+		}
+		q := url.Values{"after": {strconv.FormatInt(place, 10)}, "hash": {all.Head}, "expect": {expect}}
+		if err := c.call(ctx, http.MethodGet, "/api/v1/audit/verify?"+q.Encode(), nil, &part); err != nil {
+			return all, err
+		}
+		if all.From == nil {
+			all.From = part.From
+		}
+		if part.To != nil {
+			all.To = part.To
+		}
+		all.Entries, all.Head, all.Damage = all.Entries+part.Entries, part.Hash, part.Damage
+		found, place, more = found || part.Found, part.Place, part.More
+	}
+	if expect != "" {
+		all.Expected = &found
+	}
+	return all, nil
+}
+
 func (a *app) recordingListCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "ls", Short: "List recordings, newest first", Args: args(0, 0, "no argument")}
 	env := cmd.Flags().String("env", "", "of this environment alone")

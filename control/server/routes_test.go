@@ -67,6 +67,7 @@ var table = []line{
 	{method: "POST", path: "/api/v1/users", action: auth.UserManage, least: platform, body: `{"email":"new@example.org","password":"long enough word"}`},
 	{method: "PUT", path: "/api/v1/users/{user}/disabled", action: auth.UserManage, least: platform, body: `{"disabled":false}`},
 	{method: "GET", path: "/api/v1/audit", action: auth.AuditRead, least: platform},
+	{method: "GET", path: "/api/v1/audit/verify", action: auth.AuditVerify, least: platform},
 
 	{method: "GET", path: "/api/v1/workspaces", action: auth.WorkspaceList, least: anyUser},
 	{method: "POST", path: "/api/v1/workspaces", action: auth.WorkspaceCreate, least: platform, body: `{"name":"new"}`},
