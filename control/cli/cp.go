@@ -113,6 +113,9 @@ func (a *app) watch(ctx context.Context, j *transfer.Job, run func(context.Conte
 			n, total := j.Bytes()
 			rate := progress.Size(uint64(float64(n) / time.Since(began).Seconds()))
 			text := fmt.Sprintf("  %s, %s/s", progress.Bar(uint64(n), uint64(total)), rate)
+			if n > total { // of a stream nobody knows it
+				text = fmt.Sprintf("  %s, %s/s", progress.Size(uint64(n)), rate)
+			}
 			if all > 1 {
 				text += fmt.Sprintf(", %d of %d files", done, all)
 			}

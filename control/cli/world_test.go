@@ -175,7 +175,7 @@ func TestOtherWorkspace(t *testing.T) {
 		{"sessions box.lab", 1, "pending"},
 		{"attach box.lab", 1, "pending"},
 		{"ssh box.lab -- true", 255, "pending"},
-		{"cp none.lab:/etc/hosts /tmp", 1, "There is no environment none in a workspace lab"},
+		{"cp -rp none.lab:/etc/hosts /tmp", 1, "There is no environment none in a workspace lab"},
 		{"cp box.lab:/etc/hosts /tmp", 1, "pending; waiting"},
 		{"forward box.lab 0:80", 0, "IN BOX"},
 		{"rdp box.lab --no-launch", 1, "pending"},

@@ -34,7 +34,7 @@ func stopAt(t *testing.T, j *Job, n int64) context.Context {
 
 // TestInterrupted: what was begun leaves nothing, and what was there stays.
 func TestInterrupted(t *testing.T) {
-	big := string(random(64 << 20))
+	big := string(random(16 << 20))
 	for _, way := range []string{"up", "down"} {
 		src, dst := t.TempDir(), t.TempDir()
 		plant(t, src, map[string]string{"big": big})
@@ -49,6 +49,37 @@ func TestInterrupted(t *testing.T) {
 		if got := names(t, dst); got != "big" || string(must(t, dst+"/big")) != "old" {
 			t.Errorf("%s: there is %s", way, got)
 		}
+	}
+}
+
+// TestLost: so does a connection that breaks, as far as this machine goes.
+func TestLost(t *testing.T) {
+	src, dst := t.TempDir(), t.TempDir()
+	plant(t, src, map[string]string{"big": string(random(16 << 20))})
+	for _, way := range []string{"up", "down"} {
+		var srv *sftp.Server
+		files := dial(t, func(in io.Reader, out io.WriteCloser) io.Closer {
+			var err error
+			if srv, err = sftp.NewServer(pipe{in, out}); err != nil {
+				t.Fatal(err)
+			}
+			go srv.Serve()
+			return srv
+		}, 0)
+		j := &Job{From: []Place{{Path: src + "/big"}}, To: Place{Path: dst, Environment: "box", Files: files}}
+		if way == "down" {
+			j.From[0], j.To = Place{Path: src + "/big", Environment: "box", Files: files}, Place{Path: dst}
+		}
+		context.AfterFunc(stopAt(t, j, 1<<20), func() { srv.Close() })
+		err := j.Run(t.Context())
+		if err == nil || !strings.HasPrefix(err.Error(), "box:") || !strings.HasSuffix(err.Error(), "/big: the connection was lost; copy it again") {
+			t.Errorf("%s: %v", way, err)
+		}
+		if got := names(t, dst); way == "down" && got != "" {
+			t.Errorf("%s: there is %s", way, got)
+		}
+		os.RemoveAll(dst)
+		os.Mkdir(dst, 0o700)
 	}
 }
 

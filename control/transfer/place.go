@@ -198,6 +198,8 @@ func wrong(name string, err error) error {
 	var local *fs.PathError
 	var link *os.LinkError
 	switch {
+	case errors.Is(err, sftp.ErrSSHFxConnectionLost):
+		text = "the connection was lost; copy it again"
 	case errors.As(err, &status):
 		text = strings.TrimPrefix(text, "sftp: ")
 		if quoted, unquoteErr := strconv.QuotedPrefix(text); unquoteErr == nil {

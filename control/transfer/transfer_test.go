@@ -2,8 +2,8 @@ package transfer
 
 import (
 	"bytes"
+	"crypto/rand"
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,9 +14,7 @@ import (
 
 func random(n int) []byte {
 	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(rand.Uint32())
-	}
+	rand.Read(b)
 	return b
 }
 
