@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -17,6 +19,7 @@ import (
 	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/errs"
 	"github.com/remotegpu/remotegpu/control/host"
+	"github.com/remotegpu/remotegpu/control/sshconfig"
 	"github.com/remotegpu/remotegpu/protocol"
 	"github.com/remotegpu/remotegpu/protocol/tunnel"
 )
@@ -193,5 +196,43 @@ func TestJump(t *testing.T) {
 		if out != c.out || !strings.Contains(stderr, c.says) {
 			t.Errorf("%s to %s: %q %s", c.user, c.host, out, stderr)
 		}
+	}
+}
+
+// TestOpenSSHKnowsWhoseEnvironment: as remotegpu ssh-config configures it,
+// OpenSSH takes the host of its own workspace's environment, and that of
+// another's under no name.
+func TestOpenSSHKnowsWhoseEnvironment(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	host, port, _ := net.SplitHostPort(w.addr)
+	dir := t.TempDir()
+	write := func(name, text string, mode os.FileMode) string {
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	known := write("known_hosts", sshconfig.KnownHosts(host, port, keyLine(w.ca), keyLine(w.hosts)), 0o600)
+	// In place of remotegpu: through the gateway to the SSH end of $2.
+	program := write("program", "#!/bin/sh\nexec ssh -F none -p "+port+" -i "+keyFile(t, w.key)+
+		" -o IdentityAgent=none -o StrictHostKeyChecking=yes -o UserKnownHostsFile="+known+" -W \"$2:22\" jump@127.0.0.1\n", 0o700)
+	config := write("config", sshconfig.Block("https://gpu.example.org", "lab", program, known), 0o600)
+	options := []string{"-F", config, "-o", "BatchMode=yes", "-o", "ConnectTimeout=20"}
+	for _, name := range []string{"box.rg", "box.lab.rg"} {
+		if out, stderr, code := w.ssh("", append(options, name, "x")...); out != "end of \"env_box\"\n" || code != 0 {
+			t.Errorf("%s: %d %q %s", name, code, out, stderr)
+		}
+	}
+	// And led to lab's box by somebody in between, whatever it asks for.
+	led := append(slices.Clone(options), "-o", "ProxyCommand="+program+" ssh-proxy box.lab.rg")
+	for _, name := range []string{"second.rg", "box.other.rg", "box.rghost"} {
+		if out, stderr, code := w.ssh("", append(led, name, "x")...); code == 0 || !strings.Contains(stderr, "name is not a listed principal") {
+			t.Errorf("%s: %d %q %s", name, code, out, stderr)
+		}
+	}
+	if out, stderr, code := w.ssh("", append(led, "-o", "HostName=box.rg", "box.rg", "x")...); code == 0 || !strings.Contains(stderr, "name is not a listed principal") {
+		t.Errorf("by the short name: %d %q %s", code, out, stderr)
 	}
 }
