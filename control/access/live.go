@@ -40,12 +40,12 @@ func (u *uses) add(one *use) (remove func()) {
 	}
 }
 
-// of returns what a user or a token has open; an empty id stands for all.
+// of returns what a user, token or key has open; an empty id stands for all.
 func (u *uses) of(id string) (found []*use) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for one := range u.open {
-		if id == "" || one.caller.ID == id || one.caller.Token == id {
+		if id == "" || one.caller.ID == id || one.caller.Token == id || one.caller.Key == id {
 			found = append(found, one)
 		}
 	}
@@ -67,14 +67,14 @@ func (s *Service) EndEnvironment(id string) {
 	}
 }
 
-// Recheck ends what a user or token, by id, may not have any more. An empty id
+// Recheck ends what a user, token or key, by id, may not have any more. An empty id
 // stands for everybody.
 func (s *Service) Recheck(id string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for _, one := range s.uses.of(id) {
-		err := errRevoked // a token that is named was revoked
-		if id == "" || one.caller.Token != id {
+		err := errRevoked // a token or key that is named was revoked
+		if id == "" || one.caller.ID == id {
 			err = s.mayStill(ctx, one.caller, one.may)
 		}
 		if isNo(err) {

@@ -54,23 +54,29 @@ func TestAccessEndsWithItsRights(t *testing.T) {
 	}
 }
 
-// TestAccessEndsWithItsToken: the connection that a revoked token opened.
+// TestAccessEndsWithItsToken: the connection that a revoked token, or a key that
+// was removed, opened.
 func TestAccessEndsWithItsToken(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	done := make(chan struct{})
-	one := &use{caller: auth.Caller{Kind: auth.KindUser, ID: "usr_a", Token: "tok_1"}, end: func(error) { close(done) }}
-	defer w.uses.add(one)()
-	w.Recheck("tok_2")
-	select {
-	case <-done:
-		t.Fatal("another token's end ends it")
-	default:
-	}
-	w.Recheck("tok_1")
-	select {
-	case <-done:
-	default:
-		t.Error("it goes on")
+	for id, c := range map[string]auth.Caller{
+		"tok_1": {Kind: auth.KindUser, ID: "usr_a", Token: "tok_1"},
+		"key_1": {Kind: auth.KindUser, ID: "usr_a", Key: "key_1"},
+	} {
+		done := make(chan struct{})
+		remove := w.uses.add(&use{caller: c, end: func(error) { close(done) }})
+		w.Recheck(id + "2")
+		select {
+		case <-done:
+			t.Fatalf("%s: another one's end ends it", id)
+		default:
+		}
+		w.Recheck(id)
+		select {
+		case <-done:
+		default:
+			t.Errorf("%s: it goes on", id)
+		}
+		remove()
 	}
 }

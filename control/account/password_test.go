@@ -1,9 +1,12 @@
 package account
 
 import (
+	"crypto/ed25519"
 	"errors"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 
 	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/errs"
@@ -116,7 +119,7 @@ func TestLoginWhileThePasswordChanges(t *testing.T) {
 	}
 }
 
-// TestNow: what was begun with a token ends with it, and all with the user.
+// TestNow: what was begun with a token or key ends with it, and all with the user.
 func TestNow(t *testing.T) {
 	t.Parallel()
 	s, c := setup(t)
@@ -138,6 +141,30 @@ func TestNow(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = s.Now(ctx, byToken)
+	wantKind(t, err, errs.Unauthenticated)
+	pub, _, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ssh.NewPublicKey(pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := s.AddKey(ctx, c, "laptop", string(ssh.MarshalAuthorizedKey(key)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	byKey, err := s.ByKey(ctx, key)
+	if err != nil || byKey.Key != k.ID {
+		t.Fatalf("%+v, %v", byKey, err)
+	}
+	if now, err := s.Now(ctx, byKey); err != nil || now.Key != k.ID {
+		t.Errorf("%+v, %v", now, err)
+	}
+	if err := s.DeleteKey(ctx, c, k.ID); err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Now(ctx, byKey)
 	wantKind(t, err, errs.Unauthenticated)
 	if err := s.SetDisabled(ctx, auth.System("test"), c.ID, true); err != nil {
 		t.Fatal(err)

@@ -18,7 +18,7 @@ import (
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
-// Revoked is the channel on which the id of a token or a user is notified whose
+// Revoked is the channel on which the id of a token, key or user is notified whose
 // rights are less than they were: whoever keeps connections open ends theirs.
 const Revoked = "rights_revoked"
 
@@ -250,13 +250,15 @@ func (s *Service) bearer(ctx context.Context, hash string) (auth.Caller, error) 
 
 // ByKey returns the caller behind an SSH key, by fingerprint.
 func (s *Service) ByKey(ctx context.Context, key ssh.PublicKey) (auth.Caller, error) {
-	u, err := userByFingerprint(ctx, s.pool, ssh.FingerprintSHA256(key))
+	u, id, err := userByFingerprint(ctx, s.pool, ssh.FingerprintSHA256(key))
 	if pg.IsNone(err) {
 		return auth.Caller{}, errs.E(errs.Unauthenticated, "This SSH key is not registered; add it with: remotegpu key add FILE.pub")
 	} else if err != nil {
 		return auth.Caller{}, fmt.Errorf("find key: %w", err)
 	}
-	return s.caller(ctx, u, "")
+	c, err := s.caller(ctx, u, "")
+	c.Key = id
+	return c, err
 }
 
 // ByUser returns the caller that a user is, after CheckPassword.
@@ -265,7 +267,7 @@ func (s *Service) ByUser(ctx context.Context, u User) (auth.Caller, error) {
 }
 
 // Now returns c with the rights of now, for what was begun in a user's name: as
-// long as they may log in, and the session or API token that they showed counts.
+// long as they may log in, and the session, API token or key that they showed counts.
 func (s *Service) Now(ctx context.Context, c auth.Caller) (auth.Caller, error) {
 	if c.Kind != auth.KindUser {
 		return c, nil
@@ -277,7 +279,7 @@ func (s *Service) Now(ctx context.Context, c auth.Caller) (auth.Caller, error) {
 		return auth.Caller{}, fmt.Errorf("find user: %w", err)
 	}
 	now, err := s.caller(ctx, u, c.Token)
-	now.Login, now.Remote = c.Login, c.Remote
+	now.Login, now.Key, now.Remote = c.Login, c.Key, c.Remote
 	return now, err
 }
 

@@ -81,10 +81,14 @@ func userBySecret(ctx context.Context, db pg.DB, hash []byte) (u User, token str
 	return u, token, err
 }
 
-func userByFingerprint(ctx context.Context, db pg.DB, fingerprint string) (User, error) {
-	return one[User](ctx, db, `
-		with k as (update ssh_keys set used_at = now() where fingerprint = $1 returning user_id)
-		select `+userColumns+` from users where id in (select user_id from k) and not disabled`, fingerprint)
+// userByFingerprint finds the user of an SSH key, and the key's id.
+func userByFingerprint(ctx context.Context, db pg.DB, fingerprint string) (u User, key string, err error) {
+	err = db.QueryRow(ctx, `
+		with k as (update ssh_keys set used_at = now() where fingerprint = $1 returning id, user_id)
+		select u.id, u.email, u.name, u.admin, u.disabled, u.created_at, k.id
+		from k join users u on u.id = k.user_id where not u.disabled`, fingerprint).
+		Scan(&u.ID, &u.Email, &u.Name, &u.Admin, &u.Disabled, &u.CreatedAt, &key)
+	return u, key, err
 }
 
 // rolesOf reads what the workspace module wrote: a caller's roles.
@@ -100,12 +104,13 @@ func rolesOf(ctx context.Context, db pg.DB, user string) (map[string]auth.Role, 
 	return roles, err
 }
 
-// userNow is c's user if they may log in, and c's session or token counts.
+// userNow is c's user if they may log in, and c's session, token or key counts.
 func userNow(ctx context.Context, db pg.DB, c auth.Caller) (User, error) {
 	return one[User](ctx, db, `select `+userColumns+` from users where id = $1 and not disabled
 		and ($2::bytea is null or exists (select from sessions s where s.hash = $2 and s.user_id = $1 and s.expires_at > now()))
-		and ($3 = '' or exists (select from api_tokens t where t.id = $3 and t.user_id = $1 and (t.expires_at is null or t.expires_at > now())))`,
-		c.ID, c.Login, c.Token)
+		and ($3 = '' or exists (select from api_tokens t where t.id = $3 and t.user_id = $1 and (t.expires_at is null or t.expires_at > now())))
+		and ($4 = '' or exists (select from ssh_keys k where k.id = $4 and k.user_id = $1))`,
+		c.ID, c.Login, c.Token, c.Key)
 }
 
 // insertSession opens a session for a user whose password has the hash that was

@@ -47,6 +47,7 @@ type Caller struct {
 	Admin  bool            // platform admin
 	Roles  map[string]Role // by workspace id
 	Token  string          // tok_… when an API token was shown
+	Key    string          // key_… when an SSH key was
 	Login  []byte          // hash of the session's secret when that was shown
 	Remote string          // address as seen
 }

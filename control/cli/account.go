@@ -165,7 +165,7 @@ func (a *app) keyCommand() *cobra.Command {
 				}
 			})
 		}}
-	rm := &cobra.Command{Use: "rm ID", Short: "Remove one of your SSH keys", Args: args(1, 1, "an id from key ls"),
+	rm := &cobra.Command{Use: "rm ID", Short: "Remove one of your SSH keys, and end what it has open", Args: args(1, 1, "an id from key ls"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.remove(cmd, "/api/v1/account/keys/"+url.PathEscape(args[0]), "Key removed.")
 		}}
