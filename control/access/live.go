@@ -52,6 +52,12 @@ func (u *uses) of(id string) (found []*use) {
 	return found
 }
 
+// Watch ends what c has opened in another way than through here, when may says
+// that they may not have it any more, until it is removed.
+func (s *Service) Watch(c auth.Caller, may func(c auth.Caller) error, end func(why error)) (remove func()) {
+	return s.uses.add(&use{caller: c, may: may, end: end})
+}
+
 var (
 	errRevoked = errors.New("your rights here have ended")
 	errDeleted = errors.New("the environment is being deleted")

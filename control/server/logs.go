@@ -32,13 +32,17 @@ func (s *Server) hostLogs(ctx context.Context, host, workload string, tail int, 
 		return nil, errs.E(errs.Unavailable, "The host did not answer in time; try again.", err)
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	return logStream{conn, stop}, nil
+	remove := s.access.Watch(auth.From(ctx), func(c auth.Caller) error {
+		_, err := s.envs.Find(ctx, c, workload)
+		return err
+	}, func(error) { conn.Close() })
+	return logStream{conn, func() { stop(); remove() }}, nil
 }
 
-// logStream ends with the request that reads it.
+// logStream ends with the request that reads it, and with the right to read.
 type logStream struct {
 	*tunnel.Conn
-	stop func() bool
+	stop func()
 }
 
 func (l logStream) Close() error {

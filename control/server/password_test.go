@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/control/account"
 	"github.com/remotegpu/remotegpu/control/pg"
+	"github.com/remotegpu/remotegpu/protocol"
 	"github.com/remotegpu/remotegpu/protocol/tunnel"
 )
 
@@ -68,6 +70,62 @@ func TestPasswordEndsConnections(t *testing.T) {
 			t.Errorf("%s has ended too: %v", name, err)
 		default:
 		}
+	}
+}
+
+// TestFollowedLogEndsWithItsLogin: a log that is followed is open for days.
+func TestFollowedLogEndsWithItsLogin(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	there := httptest.NewServer(p.other.handler)
+	t.Cleanup(there.Close)
+	listens := make(chan struct{})
+	go func() {
+		_ = pg.Listen(t.Context(), p.other.pool, account.Revoked, func(id string) {
+			p.other.cut(id)
+			if id == "" {
+				close(listens)
+			}
+		})
+	}()
+	<-listens
+	go func() {
+		d := <-p.asked
+		c, err := p.dial(p.url, d.Token, p.machine)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		_, _ = c.ReadMessage(1 << 16)
+		if err := tunnel.Reply(c, protocol.StreamReply{}); err != nil {
+			t.Error(err)
+		}
+		_, _ = c.Write([]byte("a line\n"))
+		_, _ = io.Copy(io.Discard, c) // until it is not followed any more
+	}()
+	stolen := p.session("member")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, there.URL+"/api/v1/workspaces/lab/environments/box/logs?follow=true", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bearer(stolen)(req)
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	line := make([]byte, 7)
+	if _, err := io.ReadFull(res.Body, line); err != nil || string(line) != "a line\n" {
+		t.Fatalf("%d %q %v", res.StatusCode, line, err)
+	}
+	if status, body := p.ask(http.MethodPut, "/api/v1/account/password", `{"old":"correct horse member","new":"battery staple"}`, bearer(p.secrets["member"])); status != http.StatusNoContent {
+		t.Fatalf("%d %s", status, body)
+	}
+	if _, _ = io.ReadAll(res.Body); ctx.Err() != nil {
+		t.Error("it is followed on")
 	}
 }
 
