@@ -3,6 +3,8 @@ package pg_test
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"strings"
 	"testing"
 
@@ -34,6 +36,8 @@ func TestMeaning(t *testing.T) {
 		{"too many connections", raised("53300"), errs.Unavailable, "does not answer"},
 		{"out of memory", raised("53200"), errs.Unavailable, "does not answer"},
 		{"it is stopping", sql("select pg_terminate_backend(pg_backend_pid())"), errs.Unavailable, "does not answer"},
+		{"it dies", fmt.Errorf("place environments: %w", io.ErrUnexpectedEOF), errs.Unavailable, "look whether it was done"},
+		{"it dies, as the network says", fmt.Errorf("write: %w", &net.OpError{Op: "read", Err: errors.New("reset")}), errs.Unavailable, "look whether it was done"},
 		{"a zero byte", sql("select $1::text", "a\x00b"), errs.Invalid, "zero byte"},
 		{"a fault of ours", sql("select no_such_column"), errs.Internal, "Internal error"},
 		{"what has a meaning", errs.E(errs.Conflict, "Not now.", raised("53100")), errs.Conflict, "Not now."},

@@ -11,6 +11,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"net"
@@ -143,6 +144,8 @@ func Meaning(err error) error {
 		return errs.E(errs.Invalid, "A text in the request has a zero byte or is not UTF-8; leave it out.", err)
 	case IsFull(err):
 		return errs.E(errs.Unavailable, "The server's database has no room left on its disk; tell who runs the server. Nothing was changed.", err)
+	case isBroken(err):
+		return errs.E(errs.Unavailable, "The server's connection to its database broke; look whether it was done, and try again.", err)
 	case IsAway(err):
 		return errs.E(errs.Unavailable, "The server's database does not answer right now; try again in a moment. Nothing was changed.", err)
 	}
@@ -160,8 +163,17 @@ func IsAway(err error) bool {
 		return strings.HasPrefix(code, "08") || strings.HasPrefix(code, "57P") || strings.HasPrefix(code, "53")
 	}
 	_, connecting := errors.AsType[*pgconn.ConnectError](err)
+	return connecting || isBroken(err)
+}
+
+// isBroken reports whether err says that a connection ended in the midst of its
+// work, so that nobody knows what became of that.
+func isBroken(err error) bool {
+	if _, connecting := errors.AsType[*pgconn.ConnectError](err); connecting {
+		return false
+	}
 	_, broken := errors.AsType[*net.OpError](err)
-	return connecting || broken
+	return broken || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // IsText reports whether err says that a text cannot be kept: it has a zero byte
