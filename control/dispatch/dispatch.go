@@ -109,7 +109,7 @@ func (s *Service) Run(ctx context.Context) error {
 // document is not theirs yet, as after another replica has served them.
 func (s *Service) CatchUp(ctx context.Context) {
 	hosts, err := behind(ctx, s.pool)
-	if err != nil {
+	if err != nil && ctx.Err() == nil {
 		s.log.Error("look for hosts without their newest document", "err", err)
 	}
 	for _, host := range hosts {
