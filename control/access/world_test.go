@@ -43,8 +43,8 @@ type world struct {
 	t       *testing.T
 	pool    *pg.Pool
 	addr    string // of the SSH port
-	url     string
-	hostURL string // where the agent dials; url is where people are // of the HTTPS port, without TLS
+	url     string // of the HTTPS port, without TLS: where people are
+	hostURL string // the same, where the agent dials
 	user    auth.Caller
 	key     ed25519.PrivateKey
 	rights  atomic.Pointer[auth.Caller] // of the user from now on; nil: as in user
