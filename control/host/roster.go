@@ -28,7 +28,7 @@ type roster struct {
 	feed  *pg.Feed
 	looks *pg.Group[struct{}] // those who ask at once share a look
 
-	hearing atomic.Bool // the pulses are being read
+	reading atomic.Bool // the pulses are
 
 	mu     sync.RWMutex // guards what follows
 	hosts  []*entry     // by name
@@ -97,15 +97,15 @@ func (r *roster) look(ctx context.Context) error {
 	r.mu.RUnlock()
 	switch {
 	case age > stalePulse:
-		if err := r.listen(ctx); err != nil {
+		if err := r.readPulses(ctx); err != nil {
 			return err
 		}
-	case age > freshPulse && r.hearing.CompareAndSwap(false, true):
+	case age > freshPulse && r.reading.CompareAndSwap(false, true):
 		go func() { // nobody waits for it
-			defer r.hearing.Store(false)
+			defer r.reading.Store(false)
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stalePulse)
 			defer cancel()
-			if err := r.listen(ctx); err != nil {
+			if err := r.readPulses(ctx); err != nil {
 				r.log.Warn("read what hosts report", "err", err)
 			}
 		}()
@@ -123,9 +123,9 @@ func (r *roster) sync(ctx context.Context) error {
 	return err
 }
 
-// listen reads the pulses, and notes hosts that are not as they were though nobody
+// readPulses notes what hosts report, and hosts that are not as they were though nobody
 // said so.
-func (r *roster) listen(ctx context.Context) error {
+func (r *roster) readPulses(ctx context.Context) error {
 	start := time.Now()
 	beats, err := readBeats(ctx, r.pool)
 	if err != nil {
