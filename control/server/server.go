@@ -309,8 +309,12 @@ func (s *Server) lead(ctx context.Context) error {
 	return g.Wait()
 }
 
-// paced listens where bulk comes and goes.
-var paced = net.ListenConfig{Control: tunnel.Pace}
+// paced listens where bulk comes and goes. The kernel notices within half a
+// minute that the other end of a silent connection is there no more.
+var paced = net.ListenConfig{
+	Control:         tunnel.Pace,
+	KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3},
+}
 
 // strangersHTTPS is how many HTTPS connections of one network may be open that
 // have not logged in; a whole site of hosts may connect at once.
@@ -370,7 +374,7 @@ func (s *Server) serveSSH(ctx context.Context) error {
 }
 
 func (s *Server) serveMQTT(ctx context.Context) error {
-	l, err := net.Listen("tcp", s.cfg.MQTTListen)
+	l, err := paced.Listen(ctx, "tcp", s.cfg.MQTTListen)
 	if err != nil {
 		return fmt.Errorf("listen for MQTT: %w", err)
 	}

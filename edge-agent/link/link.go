@@ -12,7 +12,7 @@
 //	connect -> CONNACK -> subscribe -> presence, hello, status
 //	  ^                                   | status: on change, every 30 s,
 //	  |                                   v and again until acknowledged
-//	  +-- full jitter 0.5-60 s <----- cut, refused, silent for 30 s
+//	  +-- full jitter 0.5-60 s <----- cut, refused, not acknowledged in 10 s
 package link
 
 import (
@@ -34,7 +34,8 @@ import (
 )
 
 const (
-	keepAlive     = 10 // seconds; a line that is cut is noticed within two of them
+	keepAlive     = 45 // seconds; the kernel looks after the line, and a heartbeat comes in between
+	proxyAlive    = 10 // the same where a proxy stands between, whose kernel knows nothing of the server
 	sessionExpiry = 60 // seconds; above 0, so that a fast reconnect takes the old session over
 	receiveMax    = 32 // messages that may wait here unhandled, each at most maxPacket
 	sayWithin     = 10 * time.Second
@@ -198,7 +199,7 @@ func (l *Link) leave(ctx context.Context, cm *autopaho.ConnectionManager) {
 func (l *Link) clientConfig(ctx context.Context, u *url.URL) autopaho.ClientConfig {
 	return autopaho.ClientConfig{
 		ServerUrls:            []*url.URL{u},
-		KeepAlive:             keepAlive,
+		KeepAlive:             l.keepAlive(),
 		SessionExpiryInterval: sessionExpiry,
 		ConnectTimeout:        4 * sayWithin,
 		ReconnectBackoff:      func(int) time.Duration { return l.retry.next(l.cfg.InUse()) },
@@ -215,6 +216,13 @@ func (l *Link) clientConfig(ctx context.Context, u *url.URL) autopaho.ClientConf
 			OnClientError:      func(err error) { l.cfg.Log.Info("link lost", "err", err) },
 		},
 	}
+}
+
+func (l *Link) keepAlive() uint16 {
+	if l.cfg.Server.Proxied() {
+		return proxyAlive
+	}
+	return keepAlive
 }
 
 // connectPacket fills in what is new with every connection: the epoch, the

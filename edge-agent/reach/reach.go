@@ -71,7 +71,7 @@ func New(cfg Config) (*Server, error) {
 		s.now = time.Now
 	}
 	if s.dial == nil {
-		s.dial = (&net.Dialer{Timeout: connectWithin}).DialContext
+		s.dial = Dialer().DialContext
 	}
 	s.client = &http.Client{Transport: s.transport(s.TLS()), Timeout: 60 * time.Second, CheckRedirect: noRedirect}
 	return s, nil

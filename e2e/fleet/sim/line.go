@@ -8,6 +8,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/remotegpu/remotegpu/edge-agent/reach"
 )
 
 // Line is how a host is connected. Its zero value is a perfect line from
@@ -49,7 +51,7 @@ func (w *wire) dial(ctx context.Context, network, address string) (net.Conn, err
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	d := net.Dialer{Timeout: 10 * time.Second}
+	d := reach.Dialer()
 	if w.line.Source.IsValid() {
 		d.LocalAddr = &net.TCPAddr{IP: w.line.Source.AsSlice()}
 	}
