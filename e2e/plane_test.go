@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -28,17 +29,30 @@ const busyboxImage = srvAddr + ":8443/default/busybox:1"
 // newPlane starts a control plane; more are flags of the server.
 func (w *world) newPlane(more ...string) *plane {
 	w.t.Helper()
-	dl, err := filepath.Abs("../run/dl")
-	if err != nil {
-		w.t.Fatal(err)
-	}
 	p := &plane{w: w, url: "https://" + srvAddr + ":8443"}
 	p.args = append([]string{
-		"server", "--data-dir", filepath.Join(w.dir, "srv"), "--downloads", dl,
+		"server", "--data-dir", filepath.Join(w.dir, "srv"), "--downloads", w.downloads(),
 		"--url", p.url, "--listen", srvAddr + ":8443", "--ssh-listen", srvAddr + ":2222",
 	}, more...)
 	p.start()
 	return p
+}
+
+// downloads is what make dl made.
+func (w *world) downloads() string {
+	w.t.Helper()
+	run := cmp.Or(os.Getenv("RG_RUN"), "run")
+	if !filepath.IsAbs(run) {
+		run = filepath.Join("..", run)
+	}
+	dl, err := filepath.Abs(filepath.Join(run, "dl"))
+	if err == nil {
+		_, err = os.Stat(dl)
+	}
+	if err != nil {
+		w.t.Fatalf("%v: make dl makes it", err)
+	}
+	return dl
 }
 
 func (p *plane) start() {

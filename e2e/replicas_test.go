@@ -106,13 +106,9 @@ func (r *replicas) begin(name string) {
 func (r *replicas) launch(name string) *exec.Cmd {
 	w := r.w
 	w.t.Helper()
-	dl, err := filepath.Abs("../run/dl")
-	if err != nil {
-		w.t.Fatal(err)
-	}
 	at := r.at[name]
 	return w.start(map[string]string{"a": "srv", "b": "proxy"}[name], name+".log", filepath.Join(w.bin, "remotegpu"),
-		append([]string{"server", "--data-dir", filepath.Join(w.dir, "srv"), "--downloads", dl, "--database-url", r.database, "--url", r.url,
+		append([]string{"server", "--data-dir", filepath.Join(w.dir, "srv"), "--downloads", w.downloads(), "--database-url", r.database, "--url", r.url,
 			"--behind-proxy", "--proxy-ca", filepath.Join(w.dir, "lb.crt"), "--listen", at + ":8080", "--ssh-listen", at + ":2201", "--ssh-address", srvAddr + ":2222",
 			"--mqtt-listen", at + ":1883", "--replica-listen", at + ":8445"}, r.flags...)...)
 }

@@ -78,11 +78,7 @@ func TestUpgrade(t *testing.T) {
 	// The server first: the old agent obeys it, and nothing of the data is lost.
 	p.kill()
 	w.bin = now
-	dl, err := filepath.Abs("../run/dl")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.args = append(p.args, "--downloads", dl) // the last one counts
+	p.args = append(p.args, "--downloads", w.downloads()) // the last one counts
 	p.start()
 	p.waitPhase("keep", "running", 60*time.Second)
 	eventually(t, 60*time.Second, "the old agent is online", func() string { return p.lacks("remotegpu host ls | grep -o online", "online") })
