@@ -70,6 +70,7 @@ for_test() {
 	want 'have dockerd' docker.io
 	want 'test -x /usr/sbin/sshd' openssh-server openssh-sftp-server
 	want 'have python3' python3
+	want '/usr/bin/python3 -c "import asyncssh"' python3-asyncssh
 	want 'have chromium' chromium
 	want 'have node && have npm' nodejs npm
 	want 'have xfreerdp3 || have xfreerdp' 'freerdp2-x11|freerdp3-x11'

@@ -59,6 +59,7 @@ func TestSSHTools(t *testing.T) {
 		s.forwards(way)
 		s.ansible(way)
 		s.vscode(way)
+		s.jetbrains(way)
 		s.displays(way)
 	}
 	s.jumps()
