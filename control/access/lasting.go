@@ -72,6 +72,7 @@ func (s *Service) openAttached(ctx context.Context, c auth.Caller, env environme
 	if err != nil {
 		return nil, err
 	}
+	s.hub.Join(up, a.User+a.Session+a.Client)
 	if err := protocol.WriteDocument(up, protocol.FrameAttach, a); err != nil {
 		up.Close()
 		return nil, gone(env, err)

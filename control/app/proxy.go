@@ -156,8 +156,7 @@ func (s *Service) forwardTo(w http.ResponseWriter, r *http.Request, q *request) 
 	defer v.end()
 	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), requestKey{}, q))
 	defer cancel()
-	payer := cmp.Or(q.caller.ID, q.caller.Remote)
-	v.pass = func(n int) { s.cfg.Pass(ctx, payer, n) }
+	v.pass = s.cfg.Pass(ctx, cmp.Or(q.caller.ID, q.caller.Remote))
 	credentials := r.Clone(context.WithoutCancel(ctx))
 	defer s.live.add(&watched{cancel: cancel, again: func() error { return s.again(credentials, *a) }})()
 	if r.Body != nil && r.Body != http.NoBody {

@@ -28,8 +28,9 @@ type Config struct {
 	Find    func(ctx context.Context, c auth.Caller, id string) (environment.Environment, error)
 	// Dial connects with what listens in an environment.
 	Dial func(ctx context.Context, c auth.Caller, e environment.Environment, t protocol.Target) (*tunnel.Conn, error)
-	// Pass waits until so many bytes of a user may pass, for connections that many share.
-	Pass func(ctx context.Context, user string, n int)
+	// Pass returns what waits until so many bytes of a user's request may pass, for
+	// connections that many share.
+	Pass func(ctx context.Context, user string) func(n int)
 	// Exec runs a line by the shell of an environment.
 	Exec func(ctx context.Context, c auth.Caller, e environment.Environment, line string) (out string, code int, err error)
 	// Bearer finds out who shows an API token, Now who somebody is with the rights

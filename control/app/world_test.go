@@ -127,10 +127,12 @@ func (w *world) serve(log *slog.Logger, ways *access.Service, places Places) {
 	w.t.Cleanup(func() { cancel(); <-ended })
 }
 
-func (w *world) pass(_ context.Context, user string, n int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.paid[user] += n
+func (w *world) pass(_ context.Context, user string) func(n int) {
+	return func(n int) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.paid[user] += n
+	}
 }
 
 func (w *world) bearer(r *http.Request) (auth.Caller, error) {

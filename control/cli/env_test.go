@@ -64,3 +64,16 @@ func TestCreateBody(t *testing.T) {
 		t.Error("a size that is none")
 	}
 }
+
+// TestServerSizes: a rate that is 0 is no cap, also where one was said before.
+func TestServerSizes(t *testing.T) {
+	for text, want := range map[string]int{"0": 0, "50MiB": 50 << 20, "1.5K": 1536, "-1": -1, "much": -1} {
+		n := 7
+		if err := sizeInto(&n)(text); err != nil {
+			n = -1
+		}
+		if n != want {
+			t.Errorf("%s is %d, want %d", text, n, want)
+		}
+	}
+}

@@ -78,6 +78,9 @@ has a configuration of haproxy, and what happens when one dies.`,
 	f.StringVar(&cfg.Downloads, "downloads", "", "folder of a release, for the installer (default DATA-DIR/dl)")
 	f.StringVar(&cfg.BlobURL, "blob-url", "", "store of recordings: file:///FOLDER, or s3://BUCKET?region=…[&endpoint=https://…] with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (default DATA-DIR/blobs)")
 	f.StringVar(&cfg.Clipboard, "rdp-clipboard", "both", "most that may be copied over remote desktops: both, to-host, from-host or none")
+	f.IntVar(&cfg.UserStreams, "user-streams", 256, "most streams of a user at a time: a shell, a forwarded connection or a desktop is one; 0: no cap")
+	f.IntVar(&cfg.HostStreams, "host-streams", 512, "most streams to a host at a time, of all users; 0: no cap")
+	f.Func("session-rate", "most bytes per second of one shell, copy, forwarded connection, desktop or request to an app, like 20MiB; below --user-rate it leaves a user's shells room beside a copy (default: no cap)", sizeInto(&cfg.SessionRate))
 	f.Func("user-rate", "most bytes per second over all streams of a user, like 50MiB (default: no cap)", sizeInto(&cfg.UserRate))
 	f.Func("host-rate", "most bytes per second over all streams of a host, like 100MiB (default: no cap)", sizeInto(&cfg.HostRate))
 	f.DurationVar(&cfg.Drain, "drain", 10*time.Second, "how long a stop waits for ssh sessions and forwards; those of remotegpu ssh survive it")
@@ -106,9 +109,12 @@ certificate, who is let in and what they may do. Files that are there stay.`,
 	return cmd
 }
 
-// sizeInto reads a flag that is a size.
+// sizeInto reads a flag that is a size; 0 is none.
 func sizeInto(to *int) func(string) error {
 	return func(text string) error {
+		if *to = 0; text == "0" {
+			return nil
+		}
 		n, err := parseSize(text)
 		*to = int(min(n, math.MaxInt))
 		return err

@@ -37,8 +37,11 @@ type Config struct {
 	Downloads       string        // folder served at /dl/; empty: DataDir/dl
 	BlobURL         string        // store of recordings, file://…; empty: DataDir/blobs
 	Clipboard       string        // most that may be copied over remote desktops, a clipboard policy; empty: both ways
-	UserRate        int           // most bytes per second over all streams of a user, and of a host; 0: no cap
+	UserStreams     int           // most streams of a user at a time, and of a host; 0: no cap
+	HostStreams     int           // as UserStreams
+	UserRate        int           // most bytes per second over all streams of a user, of a host, and of one session; 0: no cap
 	HostRate        int           // as UserRate
+	SessionRate     int           // as UserRate
 	Drain           time.Duration // how long a stop waits for sessions and forwards that end with this server
 	DebugListen     string        // address of this machine where profiles are shown; empty: none
 	Version         string

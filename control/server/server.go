@@ -165,7 +165,8 @@ func (s *Server) wire(ctx context.Context) (err error) {
 	s.recordings = recording.New(s.pool, recording.Config{Bucket: s.blobs, Resolve: s.Workspaces.Resolve}, s.log)
 	s.hub = tunnel.NewHub(tunnel.HubConfig{
 		Ask: s.askHost, Online: s.hostOnline, Name: s.replicas.ID(), Forward: s.forward,
-		MaxSpares: spareFiles(), UserRate: s.cfg.UserRate, HostRate: s.cfg.HostRate, Log: s.log,
+		MaxSpares: spareFiles(), MaxPerUser: s.cfg.UserStreams, MaxPerHost: s.cfg.HostStreams,
+		UserRate: s.cfg.UserRate, HostRate: s.cfg.HostRate, SessionRate: s.cfg.SessionRate, Log: s.log,
 	})
 	s.envs.SetLogs(s.hostLogs)
 	s.access, err = access.New(s.pool, access.Config{

@@ -28,13 +28,13 @@ type HubConfig struct {
 	Name       string
 	Forward    func(hub string, w http.ResponseWriter, r *http.Request)
 	MaxSpares  int // warm connections of all hosts; 0: no limit. Others are asked for when they are needed
-	MaxPerHost int // streams open at a time; 0: 512
-	MaxPerUser int // 0: 256
+	MaxPerHost int // streams open at a time; 0: no cap
+	MaxPerUser int // 0: no cap
 	OpenRate   int // streams that a user may open per second, after a burst of ten times as many; 0: 50
-	// Bytes per second of all streams of a user, and of a host, both directions
-	// together; 0: no cap.
-	UserRate, HostRate int
-	Log                *slog.Logger
+	// Bytes per second of all streams of a user, of a host, and of one session, both
+	// directions together; 0: no cap.
+	UserRate, HostRate, SessionRate int
+	Log                             *slog.Logger
 }
 
 const (
@@ -57,22 +57,18 @@ type Hub struct {
 	open   map[string]map[*Conn]struct{} // streams, by host
 	byHost map[string]int                // streams open and being opened
 	byUser map[string]int
-	rates  map[string]*rate.Limiter // by name; full ones are forgotten
+	rates  map[string]*rate.Limiter // by name; those that hold nobody up are forgotten
+	// mostRates is how many there are before that is done.
+	mostRates int
 }
 
 // NewHub returns a hub.
 func NewHub(cfg HubConfig) *Hub {
-	if cfg.MaxPerHost == 0 {
-		cfg.MaxPerHost = 512
-	}
-	if cfg.MaxPerUser == 0 {
-		cfg.MaxPerUser = 256
-	}
 	if cfg.OpenRate == 0 {
 		cfg.OpenRate = 50
 	}
 	return &Hub{
-		cfg: cfg, rates: map[string]*rate.Limiter{}, spares: map[string][]*spare{}, asked: map[string]*ask{},
+		cfg: cfg, rates: map[string]*rate.Limiter{}, mostRates: maxRates, spares: map[string][]*spare{}, asked: map[string]*ask{},
 		open: map[string]map[*Conn]struct{}{}, byHost: map[string]int{}, byUser: map[string]int{},
 	}
 }
@@ -238,13 +234,17 @@ func (h *Hub) fresh(ctx context.Context, host string, head []byte) (*Conn, error
 func (h *Hub) reserve(host, user string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	whose := "for this user"
+	if !isOwn(user) {
+		whose = "for this app" // its users share them
+	}
 	switch {
-	case h.byHost[host] >= h.cfg.MaxPerHost:
+	case h.cfg.MaxPerHost > 0 && h.byHost[host] >= h.cfg.MaxPerHost:
 		return fmt.Errorf("%w to this host: at most %d at a time", ErrLimit, h.cfg.MaxPerHost)
-	case h.byUser[user] >= h.cfg.MaxPerUser:
-		return fmt.Errorf("%w for this user: at most %d at a time", ErrLimit, h.cfg.MaxPerUser)
+	case h.cfg.MaxPerUser > 0 && h.byUser[user] >= h.cfg.MaxPerUser:
+		return fmt.Errorf("%w %s: at most %d at a time", ErrLimit, whose, h.cfg.MaxPerUser)
 	case !h.limiter("streams of user "+user, h.cfg.OpenRate, 10*h.cfg.OpenRate).Allow():
-		return fmt.Errorf("%w for this user: at most %d new ones per second", ErrLimit, h.cfg.OpenRate)
+		return fmt.Errorf("%w %s: at most %d new ones per second", ErrLimit, whose, h.cfg.OpenRate)
 	}
 	h.byHost[host]++
 	h.byUser[user]++

@@ -8,11 +8,9 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -232,124 +230,6 @@ func TestCaps(t *testing.T) {
 	defer w.hub.mu.Unlock()
 	if n := w.hub.byUser["usr_x"]; n != 2 {
 		t.Errorf("%d streams counted, 2 are open", n)
-	}
-}
-
-func TestOpenRate(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t, HubConfig{OpenRate: 1}, echo)
-	w.run(t)
-	opened, err := 0, error(nil)
-	for ; err == nil && opened < 1000; opened++ { // some come back while these are opened
-		var c *Conn
-		if c, err = w.hub.Open(t.Context(), testHost, header()); err == nil {
-			c.Close()
-		}
-	}
-	if !errors.Is(err, ErrLimit) || opened <= 10 {
-		t.Errorf("after %d streams: %v", opened, err)
-	}
-	other := header()
-	other.User = "usr_other"
-	c, err := w.hub.Open(t.Context(), testHost, other)
-	if err != nil {
-		t.Fatalf("somebody else: %v", err)
-	}
-	c.Close()
-}
-
-// TestByteCaps: a user who carries much waits, both ways and over all streams
-// together; another one does not, unless the host's cap is reached.
-func TestByteCaps(t *testing.T) {
-	t.Parallel()
-	const perSecond, size = 1 << 20, 1 << 20
-	w := newWorld(t, HubConfig{UserRate: perSecond}, echo)
-	w.run(t)
-	carry := func(w *world, user string, size int) time.Duration {
-		head := header()
-		head.User = user
-		c, err := w.hub.Open(t.Context(), testHost, head)
-		if err != nil {
-			t.Error(err)
-			return 0
-		}
-		defer c.Close()
-		began := time.Now()
-		go func() {
-			_, _ = c.Write(make([]byte, size)) // what comes back tells
-			_ = c.CloseWrite()
-		}()
-		if n, err := io.Copy(io.Discard, c); n != int64(size) || err != nil {
-			t.Errorf("%s: %d bytes came back, %v", user, n, err)
-		}
-		return time.Since(began)
-	}
-	const least = time.Second * (2*2*size - perSecond/4) / perSecond // two streams, both ways, less the burst
-	began := time.Now()
-	var all sync.WaitGroup
-	for range 2 {
-		all.Go(func() { carry(w, "usr_a", size) })
-	}
-	if took := carry(w, "usr_b", size/16); took > least {
-		t.Errorf("somebody else's took %v", took)
-	}
-	all.Wait()
-	if took := time.Since(began); took < least*9/10 {
-		t.Errorf("%d bytes went by in %v, which is under %v", 4*size, took, least)
-	}
-	began = time.Now()
-	carry(w, "env_a.8888", size) // many share it: each of them is counted, and it is not
-	if took := time.Since(began); took > least {
-		t.Errorf("a shared stream took %v", took)
-	}
-	for range 2 {
-		all.Go(func() {
-			for range 32 {
-				w.hub.Pass(t.Context(), "usr_shares", size/16)
-			}
-		})
-	}
-	began = time.Now()
-	all.Wait()
-	if took := time.Since(began); took < least*9/10 {
-		t.Errorf("%d shared bytes went by in %v, which is under %v", 4*size, took, least)
-	}
-	host := newWorld(t, HubConfig{HostRate: perSecond}, echo)
-	host.run(t)
-	began = time.Now()
-	for _, user := range []string{"usr_a", "usr_b"} {
-		all.Go(func() { carry(host, user, size) })
-	}
-	all.Wait()
-	if took := time.Since(began); took < least*9/10 {
-		t.Errorf("to the host %d bytes went by in %v, which is under %v", 4*size, took, least)
-	}
-}
-
-// TestByteCapsDoNotOutliveTheStream: who waits for a cap is let go by the end.
-func TestByteCapsDoNotOutliveTheStream(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t, HubConfig{UserRate: 1}, echo)
-	w.run(t)
-	c := open(t, w)
-	ended := make(chan error, 1)
-	go func() {
-		_, err := c.Write(make([]byte, 2*minBurst)) // for more than a day
-		ended <- err
-	}()
-	select {
-	case err := <-ended:
-		t.Fatalf("it was not held up: %v", err)
-	case <-time.After(100 * time.Millisecond):
-	}
-	c.Close()
-	select {
-	case err := <-ended:
-		if !errors.Is(err, net.ErrClosed) {
-			t.Error(err)
-		}
-	case <-time.After(10 * time.Second):
-		t.Error("it waits for a stream that has ended")
 	}
 }
 
