@@ -62,7 +62,7 @@ func sentence(env environment.Environment, err error) error {
 	case errors.Is(err, tunnel.ErrOffline):
 		return errs.E(errs.Unavailable, "The host of environment "+env.Name+" is offline. The environment goes on there; try again when the host is back (remotegpu host ls).", err)
 	case errors.Is(err, tunnel.ErrLimit):
-		return errs.E(errs.Unavailable, "That is too much at once ("+err.Error()+"); close some, or wait a moment.", err)
+		return TooMuch(err)
 	case errors.As(err, &refused) && refused.Code == protocol.ReplyRefused:
 		return errs.E(errs.Unavailable, refused.Message, err)
 	case errors.As(err, &refused):
@@ -73,4 +73,9 @@ func sentence(env environment.Environment, err error) error {
 		return gone(env, err)
 	}
 	return err
+}
+
+// TooMuch is what a person reads about tunnel.ErrLimit.
+func TooMuch(err error) error {
+	return errs.E(errs.Unavailable, "That is too much at once ("+err.Error()+"); close some, or wait a moment.", err)
 }

@@ -4,9 +4,11 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/remotegpu/remotegpu/control/environment"
 	"github.com/remotegpu/remotegpu/protocol"
 	"github.com/remotegpu/remotegpu/protocol/tunnel"
 )
@@ -87,5 +89,25 @@ func TestSessionRateOfWhoComesBack(t *testing.T) {
 	least := time.Second * (times*2*piece - 128<<10) / perSecond
 	if took := time.Since(began); took < least*9/10 {
 		t.Errorf("%d bytes went by in %v, which is under %v", times*2*piece, took, least)
+	}
+}
+
+// TestTooManyStreams: who is at a cap reads what to do, also about a host itself.
+func TestTooManyStreams(t *testing.T) {
+	t.Parallel()
+	for want, cfg := range map[string]tunnel.HubConfig{
+		"That is too much at once (too many streams for this user: at most 1 at a time); close some, or wait a moment.": {MaxPerUser: 1},
+		"That is too much at once (too many streams to this host: at most 1 at a time); close some, or wait a moment.":  {MaxPerHost: 1},
+	} {
+		w := newCapped(t, cfg)
+		_, _, out := run(t, w.mustClient("box"), "cat")
+		wantLine(t, out, "ready")
+		if _, stderr, code := w.openssh("", keyFile(t, w.key), "box@GATEWAY", "env"); code != 255 || !strings.Contains(stderr, want) {
+			t.Errorf("exit %d, %q, want %q", code, stderr, want)
+		}
+		itself := environment.Environment{ID: hostID, Name: "lab", Host: hostID}
+		if _, err := w.open(t.Context(), w.user, itself, protocol.StreamHeader{Kind: protocol.StreamSession}); err == nil || text(err) != want {
+			t.Errorf("of a host: %v", err)
+		}
 	}
 }

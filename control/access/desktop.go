@@ -80,6 +80,8 @@ func hostSentence(h host.Host, err error) error {
 	switch {
 	case errors.Is(err, tunnel.ErrOffline):
 		return errs.E(errs.Unavailable, "Host "+h.Name+" is offline; see: remotegpu host show "+h.Name, err)
+	case errors.Is(err, tunnel.ErrLimit):
+		return TooMuch(err)
 	case errors.As(err, &refused):
 		return errs.E(errs.Unavailable, "Host "+h.Name+" says: "+refused.Message, err)
 	case errors.Is(err, context.DeadlineExceeded):

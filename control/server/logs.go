@@ -6,6 +6,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/remotegpu/remotegpu/control/access"
 	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/errs"
 	"github.com/remotegpu/remotegpu/protocol"
@@ -24,6 +25,8 @@ func (s *Server) hostLogs(ctx context.Context, host, workload string, tail int, 
 	switch {
 	case errors.Is(err, tunnel.ErrOffline):
 		return nil, errs.E(errs.Unavailable, "The host is offline, and logs lie on the host; try again when it is back (remotegpu host ls).", err)
+	case errors.Is(err, tunnel.ErrLimit):
+		return nil, access.TooMuch(err)
 	case errors.As(err, &refused) && refused.Code == protocol.ReplyNotFound:
 		return nil, errs.E(errs.NotFound, refused.Message, err)
 	case errors.As(err, &refused):
