@@ -81,14 +81,14 @@ type notebook struct {
 	url string
 }
 
-func (p *plane) notebook(b *browser, app string) *notebook {
+func (p *plane) notebook(b *browser, app, name string) *notebook {
 	b.t.Helper()
-	n := &notebook{b, app + "notebooks/test.ipynb"}
+	n := &notebook{b, app + "notebooks/" + name}
 	var status int
 	b.eval(`const xsrf = document.cookie.match(/_xsrf=([^;]*)/)?.[1];
 		const content = { nbformat: 4, nbformat_minor: 2, metadata: { kernelspec: { name: 'python3', display_name: 'Python 3', language: 'python' } },
 			cells: [{ cell_type: 'code', source: '', metadata: {}, outputs: [], execution_count: null }] };
-		const answer = await fetch('`+app+`api/contents/test.ipynb', { method: 'PUT', headers: { 'X-XSRFToken': xsrf, 'Content-Type': 'application/json' },
+		const answer = await fetch('`+app+"api/contents/"+name+`', { method: 'PUT', headers: { 'X-XSRFToken': xsrf, 'Content-Type': 'application/json' },
 			body: JSON.stringify({ type: 'notebook', content }) });
 		return answer.status`, &status)
 	if status != 201 {
@@ -120,7 +120,8 @@ func (n *notebook) await(text string, seconds int) (output string) {
 
 // TestJupyter: Debian's Jupyter on a host behind two NATs, in Chromium. The
 // person logs in by a page and never sees a token; a cell's output is there
-// after a reload, and what it prints while the server is dead comes after it.
+// after a reload, what it prints while the server is dead comes after it, and
+// what it prints when its tab is closed is there in another browser.
 func TestJupyter(t *testing.T) {
 	w := newWorld(t)
 	p, m := w.newPlane("--listen", ":8443", "--apps-domain", "apps.localhost"), w.machine()
@@ -140,7 +141,7 @@ func TestJupyter(t *testing.T) {
 	w.nobodyElse(t)
 	b := w.browser("srv") // where *.localhost is the server
 	p.logIn(b, o.App.URL)
-	n := p.notebook(b, o.App.URL)
+	n := p.notebook(b, o.App.URL, "test.ipynb")
 	var cookies string
 	if b.eval("return document.cookie", &cookies); strings.Contains(cookies, "remotegpu") {
 		t.Errorf("the app's page sees %s", cookies)
@@ -153,6 +154,7 @@ func TestJupyter(t *testing.T) {
 	n.open()
 	n.await("answer 42", 30)
 	w.survives(t, p, n)
+	w.closed(t, p, o.App.URL)
 	w.streams(t, w.browser("srv"))
 	w.byPath(t, p)
 }
@@ -187,6 +189,61 @@ func (w *world) survives(t *testing.T, p *plane, n *notebook) {
 	if missing > 1 {
 		t.Errorf("%d of %d lines are missing:\n%s", missing, lines, got)
 	}
+}
+
+// closed: the tab is closed while a cell prints, twice, and another browser
+// opens the notebook: after the end, and before.
+func (w *world) closed(t *testing.T, p *plane, app string) {
+	t.Helper()
+	const lines = 20
+	code := fmt.Sprintf("import time\nfor i in range(%d):\n  print('line', i, flush=True)\n  time.sleep(.5)\nprint('the end')", lines)
+	leave := func(n *notebook) {
+		n.run(code)
+		n.eval("await Jupyter.notebook.save_notebook()", nil)
+		n.await("line 2\n", 60)
+		n.do("close", nil, nil)
+	}
+	whole := func(n *notebook) {
+		t.Helper()
+		got := n.await("the end", 30)
+		for i := range lines {
+			if !strings.Contains(got, fmt.Sprintf("line %d\n", i)) {
+				t.Errorf("line %d is missing:\n%s", i, got)
+			}
+		}
+	}
+	another := func(app string) *notebook {
+		b := w.browser("srv")
+		p.logIn(b, app)
+		return &notebook{b, app + "notebooks/closed.ipynb"}
+	}
+	b := w.browser("srv")
+	p.logIn(b, app)
+	leave(p.notebook(b, app, "closed.ipynb"))
+	eventually(t, 2*time.Minute, "the file has the output", func() string {
+		out, err := w.try("client", "remotegpu ssh lab -- cat /gemini/code/closed.ipynb")
+		if err != nil || !strings.Contains(out, `"the end\n"`) {
+			return out
+		}
+		return ""
+	})
+	n := another(app)
+	n.open()
+	whole(n)
+	n.run("print('saved')")
+	n.await("saved", 60)
+	n.eval("await Jupyter.notebook.save_notebook()", nil)
+	var asked string
+	if n.eval("return document.querySelector('.modal-title')?.innerText ?? ''", &asked); asked != "" {
+		t.Errorf("on saving, the notebook asks: %s", asked)
+	}
+	leave(n)
+	n = another(app)
+	n.open()
+	n.await("line 2\n", 30) // what came so far
+	n.do("wait", args{"js": "return (await (await fetch(arg + Jupyter.notebook.kernel.id)).json()).execution_state === 'idle'", "arg": app + "api/kernels/", "seconds": 60}, nil)
+	n.open()
+	whole(n)
 }
 
 // byPath: the same Jupyter, still running, on a server without a domain for

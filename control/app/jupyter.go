@@ -28,6 +28,12 @@ const jupyterName = "jupyter"
 //go:embed jupyter.sh
 var jupyterScript string
 
+// jupyterExtension is the extension of Jupyter's server that keeps what cells
+// print while no page is open.
+//
+//go:embed jupyter.py
+var jupyterExtension string
+
 // noJupyter is the script's exit status when the image has none.
 const noJupyter = 3
 
@@ -71,7 +77,8 @@ func (s *Service) startJupyter(ctx context.Context, c auth.Caller, e environment
 		return a, err
 	}
 	base := (&App{WorkspaceName: ws, EnvironmentName: e.Name, Name: jupyterName}).base()
-	out, code, err := s.cfg.Exec(ctx, c, e, strings.ReplaceAll(jupyterScript, "@BASE@", base))
+	line := strings.NewReplacer("@BASE@", base, "@EXTENSION@", jupyterExtension).Replace(jupyterScript)
+	out, code, err := s.cfg.Exec(ctx, c, e, line)
 	dir := strings.TrimSpace(out)
 	switch {
 	case err != nil:

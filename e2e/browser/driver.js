@@ -39,6 +39,7 @@ const ops = {
     const response = await page.goto(url);
     return response?.status() ?? 0;
   },
+  close: () => page.close(), // the tab, as a person does
   grant: ({ origin, permissions }) => context.grantPermissions(permissions, { origin }),
   cookies: ({ url }) => context.cookies(url),
   // eval runs the body of a function of arg in the page.
