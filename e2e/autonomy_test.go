@@ -17,8 +17,9 @@ import (
 // TestAutonomy takes parts away, one after the other, while an environment
 // runs: its container must not notice, what was asked for meanwhile must be so
 // soon after, and nothing that nobody wants may be left.
-func TestAutonomy(t *testing.T) {
-	w := newWorld(t)
+func TestAutonomy(t *testing.T) { eachBroker(t, autonomy) }
+
+func autonomy(t *testing.T, w *world) {
 	p, m := w.newPlane(), w.machine()
 	t.Cleanup(func() { m.dump(t) })
 	p.login()
@@ -27,18 +28,22 @@ func TestAutonomy(t *testing.T) {
 	w.in("client", "remotegpu env create keep --gpus 1 --image "+busyboxImage)
 	before := p.life(m, "keep")
 
-	faults := []struct {
+	type fault struct {
 		name  string
 		fault func()
 		back  func() // nil: it comes back by itself
 		early bool   // what is asked for is asked before the fault: nobody would take it later
-	}{
+	}
+	faults := []fault{
 		{"agent killed", func() { m.kill(t, "remotegpu-agent run") }, nil, false},
 		{"containerd killed", func() { m.kill(t, "containerd --") }, nil, false},
 		{"database killed", func() { w.killDatabase() }, nil, false},
 		{"server killed", p.kill, func() { time.Sleep(3 * time.Second); p.start() }, true},
 		{"link cut", func() { w.in("nat1", "ip link set wan down"); time.Sleep(5 * time.Second) },
 			func() { time.Sleep(15 * time.Second); w.in("nat1", "ip link set wan up") }, false},
+	}
+	if w.external {
+		faults = append(faults, fault{"mosquitto killed", w.killMosquitto, func() { time.Sleep(3 * time.Second); w.startMosquitto() }, false})
 	}
 	for i, f := range faults {
 		t.Run(f.name, func(t *testing.T) {

@@ -40,12 +40,8 @@ func (y *yard) newControl(servers, brokers int) {
 	}
 	y.disk, y.data = filepath.Join(w.dir, "db"), filepath.Join(w.dir, "db/data")
 	w.small(y.disk)
-	r := w.newReplicas(w.t, func(r *replicas) {
-		if brokers > 0 {
-			w.mosquitto(r, filepath.Join(w.dir, "mosquitto"))
-		}
-		r.flags = append(r.flags, url...)
-	})
+	w.external = brokers > 0
+	r := w.newReplicas(w.t, func(r *replicas) { r.flags = append(r.flags, url...) })
 	w.must("cp", filepath.Join(w.dir, "lb.crt"), filepath.Join(w.dir, "ca.pem"))
 	y.p, y.database = r.plane, r.database
 	for _, name := range []string{"a", "b"} {
@@ -93,7 +89,7 @@ func (y *yard) broker(chaos.Hit) []int {
 }
 
 func (y *yard) brokerBack(context.Context, chaos.Hit) error {
-	y.w.start("srv", "mosquitto.log", "mosquitto", "-c", filepath.Join(y.w.dir, "mosquitto/remotegpu.conf"))
+	y.w.startMosquitto()
 	return nil
 }
 

@@ -10,8 +10,9 @@ import (
 
 // TestLargeDocument gives a host more to run than fits in a message: the agent
 // fetches its document over HTTPS, and obeys it.
-func TestLargeDocument(t *testing.T) {
-	w := newWorld(t)
+func TestLargeDocument(t *testing.T) { eachBroker(t, largeDocument) }
+
+func largeDocument(t *testing.T, w *world) {
 	p, m := w.newPlane(), w.machine()
 	t.Cleanup(func() { m.dump(t) })
 	p.login()

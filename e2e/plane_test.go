@@ -34,6 +34,10 @@ func (w *world) newPlane(more ...string) *plane {
 		"server", "--data-dir", filepath.Join(w.dir, "srv"), "--downloads", w.downloads(),
 		"--url", p.url, "--listen", srvAddr + ":8443", "--ssh-listen", srvAddr + ":2222",
 	}, more...)
+	if w.external {
+		db := w.database(filepath.Join(w.dir, "srv/postgres"))
+		p.args = append(p.args, append(w.mosquitto(db, ""), "--database-url", db)...)
+	}
 	p.start()
 	return p
 }
@@ -112,7 +116,11 @@ func (p *plane) pushBusybox() {
 func (p *plane) join(m *machine, options string) string {
 	p.w.t.Helper()
 	line := strings.ReplaceAll(p.w.in("client", "remotegpu host join"), "| sudo sh", "| sh")
-	return m.must(line + " --gpu-source sim:2xH100 " + options)
+	out := m.must(line + " --gpu-source sim:2xH100 " + options)
+	if p.w.external {
+		p.w.atMosquitto(m)
+	}
+	return out
 }
 
 // env returns an environment as the API has it.

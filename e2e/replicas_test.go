@@ -30,16 +30,14 @@ type replicas struct {
 // a certificate.
 func (w *world) newReplicas(t *testing.T, prepare ...func(*replicas)) *replicas {
 	t.Helper()
-	db, err := pg.StartPrivate(t.Context(), filepath.Join(w.dir, "db"), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(db.Close)
 	r := &replicas{
-		plane: &plane{w: w, url: "https://" + srvAddr + ":8443"}, database: db.URL(),
+		plane: &plane{w: w, url: "https://" + srvAddr + ":8443"}, database: w.database(filepath.Join(w.dir, "db")),
 		at: map[string]string{"a": srvAddr, "b": proxyAddr}, server: map[string]*exec.Cmd{},
 	}
 	crt := r.certify()
+	if w.external {
+		r.flags = w.mosquitto(r.database, filepath.Join(w.dir, "lb"))
+	}
 	for _, fn := range prepare {
 		fn(r)
 	}
@@ -48,6 +46,18 @@ func (w *world) newReplicas(t *testing.T, prepare ...func(*replicas)) *replicas 
 	}
 	r.balance(crt)
 	return r
+}
+
+// database starts a PostgreSQL that is no server's own.
+func (w *world) database(dir string) (url string) {
+	w.t.Helper()
+	w.must("mkdir", "-p", filepath.Dir(dir)) // which its user passes through
+	db, err := pg.StartPrivate(w.t.Context(), dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(db.Close)
+	return db.URL()
 }
 
 // certify makes the certificate that people and hosts see and returns its file,
@@ -138,8 +148,14 @@ func (r *replicas) ask(sql string) (answer string) {
 }
 
 // holder returns which server has the host's MQTT connection, as the database
-// knows; empty: none.
+// knows, or hears it at the external broker; empty: none.
 func (r *replicas) holder() string {
+	if r.w.external {
+		if r.ask("select online::text from hosts") == "false" {
+			return ""
+		}
+		return r.leader()
+	}
 	at := r.ask("select r.address from hosts h join replicas r on r.id = h.replica where h.online")
 	for name, address := range r.at {
 		if at == address+":8445" {
@@ -305,6 +321,11 @@ func replicasKilled(t *testing.T, r *replicas) {
 		back := time.Since(began)
 		work.until(lines+2, 20*time.Second)
 		t.Logf("%s killed: host back after %v, session goes on after %v", dies, back.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
+		r.obeyed()
+		t.Logf("an environment was made and removed after %v", time.Since(began).Round(time.Millisecond))
+		if out := r.w.in("client", "remotegpu host ls"); strings.Contains(out, "offline") {
+			t.Errorf("a host that is back: %s", out)
+		}
 		eventually(t, 15*time.Second, "the other one leads", func() string {
 			if !r.leads(other(dies)) {
 				return "it does not"
@@ -315,6 +336,12 @@ func replicasKilled(t *testing.T, r *replicas) {
 		r.begin(dies)
 	}
 	work.finish()
+}
+
+// obeyed has the host run something.
+func (r *replicas) obeyed() {
+	r.w.t.Helper()
+	r.w.in("client", "timeout 30 remotegpu env create two --image "+busyboxImage+" && timeout 30 remotegpu env rm two")
 }
 
 // replicaStopped stops the server that has the host in the orderly way.
@@ -388,11 +415,14 @@ func replicaHangs(t *testing.T, r *replicas) {
 		return ""
 	})
 	t.Logf("%s hangs: the host is at %s after %v", hung, other(hung), time.Since(began).Round(time.Millisecond))
+	r.obeyed()
+	t.Logf("an environment was made and removed after %v", time.Since(began).Round(time.Millisecond))
 	r.server[hung].Process.Signal(syscall.SIGCONT)
 	time.Sleep(3 * time.Second) // it notices, and waits for its turn
 	if now := r.leader(); now == hung {
 		t.Errorf("%s leads again, though the other one does", now)
 	}
+	r.obeyed()
 }
 
 // leader returns the server that was the last to say that it leads.

@@ -11,9 +11,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,12 +31,17 @@ import (
 // TestSignatures puts a stolen broker in the control plane's place: it has the
 // server's certificate, lets everybody in and publishes what it likes. The
 // agent must obey none of it, go on, and tell.
-func TestSignatures(t *testing.T) {
-	w := newWorld(t)
+func TestSignatures(t *testing.T) { eachBroker(t, signatures) }
+
+func signatures(t *testing.T, w *world) {
 	crt, key := filepath.Join(w.dir, "srv.crt"), filepath.Join(w.dir, "srv.key")
 	w.must("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30",
 		"-keyout", key, "-out", crt, "-subj", "/CN="+srvAddr, "-addext", "subjectAltName=IP:"+srvAddr)
-	p, m := w.newPlane("--tls-cert", crt, "--tls-key", key, "--mqtt-listen", srvAddr+":8883"), w.machine()
+	flags := []string{"--mqtt-listen", srvAddr + ":1883"}
+	if !w.external { // where the broker's certificate is the server's
+		flags = append(flags, "--tls-cert", crt, "--tls-key", key)
+	}
+	p, m := w.newPlane(flags...), w.machine()
 	t.Cleanup(func() { m.dump(t) })
 	p.login()
 	p.pushBusybox()
@@ -43,20 +50,15 @@ func TestSignatures(t *testing.T) {
 	before := p.life(m, "keep")
 	host := p.env("keep").Host
 	generation, real := p.secrets(host)
-	adminPublishes(t, p, crt, protocol.HostTopic(host, protocol.TopicDesired))
+	if !w.external { // TestExternalBroker has what mosquitto refuses
+		adminPublishes(t, p, crt, protocol.HostTopic(host, protocol.TopicDesired))
+	}
 	_, stolen, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 
-	p.kill()
-	b, stop := w.hostileBroker(crt, key)
-	eventually(t, 60*time.Second, "agent connects to the stolen broker", func() string {
-		if cl, ok := b.Clients.Get(host); !ok || cl.Closed() {
-			return "not connected"
-		}
-		return ""
-	})
+	publish, back := p.steal(crt, key, host)
 	empty := func(host string, generation uint64, key ed25519.PrivateKey) []byte {
 		doc, err := protocol.Sign(&protocol.Desired{Version: protocol.Version, Host: host, Generation: generation, IssuedAt: 1}, key)
 		if err != nil {
@@ -74,15 +76,11 @@ func TestSignatures(t *testing.T) {
 	}
 	for range 3 {
 		for _, payload := range attacks {
-			if err := b.Publish(protocol.HostTopic(host, protocol.TopicDesired), payload, false, 0); err != nil {
-				t.Fatal(err)
-			}
+			publish(protocol.HostTopic(host, protocol.TopicDesired), payload)
 		}
 	}
 	time.Sleep(3 * time.Second) // for whatever an agent that obeyed would do
-	stop()
-
-	p.start()
+	back()
 	p.waitPhase("keep", "running", 30*time.Second)
 	eventually(t, 60*time.Second, "each try is a security event", func() string {
 		var all struct {
@@ -119,10 +117,61 @@ func adminPublishes(t *testing.T, p *plane, crt, topic string) {
 		{"an admin's token", token, "Not authorized"},
 		{"a wrong token", "rgt_wrong", "Bad User Name or Password"},
 	} {
-		out, err := p.w.try("client", "mosquitto_pub -V 5 -h "+srvAddr+" -p 8883 --cafile "+crt+" -u "+protocol.MQTTUserToken+" -P "+tt.password+" -q 1 -t "+topic+" -m obey")
+		out, err := p.w.try("client", "mosquitto_pub -V 5 -h "+srvAddr+" -p 1883 --cafile "+crt+" -u "+protocol.MQTTUserToken+" -P "+tt.password+" -q 1 -t "+topic+" -m obey")
 		if !strings.Contains(out, tt.want) {
 			t.Errorf("publishing to %s with %s: %v, %q lacks %q", topic, tt.name, err, out, tt.want)
 		}
+	}
+}
+
+// steal puts a broker that lets everybody in in the place of the one where the
+// host is, until back.
+func (p *plane) steal(crt, key, host string) (publish func(topic string, payload []byte), back func()) {
+	w := p.w
+	w.t.Helper()
+	if w.external {
+		return w.stealMosquitto()
+	}
+	p.kill()
+	b, stop := w.hostileBroker(crt, key)
+	eventually(w.t, 60*time.Second, "agent connects to the stolen broker", func() string {
+		if cl, ok := b.Clients.Get(host); !ok || cl.Closed() {
+			return "not connected"
+		}
+		return ""
+	})
+	publish = func(topic string, payload []byte) {
+		if err := b.Publish(topic, payload, false, 0); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	return publish, func() { stop(); p.start() }
+}
+
+// stealMosquitto has the fleet's mosquitto start without its rules.
+func (w *world) stealMosquitto() (publish func(topic string, payload []byte), back func()) {
+	w.t.Helper()
+	dir := filepath.Join(w.dir, "mosquitto")
+	w.killMosquitto()
+	rules := "user root\nlistener 8883\ncertfile " + dir + "/broker.pem\nkeyfile " + dir + "/broker.key\nallow_anonymous true\n"
+	w.must("sh", "-c", "printf '"+rules+"' >"+dir+"/stolen.conf")
+	cmd := w.start("srv", "stolen.log", "mosquitto", "-v", "-c", dir+"/stolen.conf")
+	eventually(w.t, 60*time.Second, "agent subscribes at the stolen broker", func() string {
+		if out := tail(filepath.Join(w.dir, "stolen.log")); !strings.Contains(out, "Received SUBSCRIBE from host_") {
+			return out
+		}
+		return ""
+	})
+	publish = func(topic string, payload []byte) {
+		file := filepath.Join(w.dir, "forged")
+		if err := os.WriteFile(file, payload, 0o644); err != nil {
+			w.t.Fatal(err)
+		}
+		w.in("client", "mosquitto_pub -V 5 -h "+srvAddr+" -p 8883 --cafile "+dir+"/control-ca.pem -t "+topic+" -f "+file)
+	}
+	return publish, func() {
+		w.end(cmd, syscall.SIGTERM)
+		w.startMosquitto()
 	}
 }
 

@@ -27,6 +27,8 @@ type world struct {
 	prefix string
 	dir    string // for everything that the test writes
 	bin    string // the programs under test
+
+	external bool // hosts are at a mosquitto beside the server's own broker
 }
 
 func newWorld(t *testing.T) *world {
