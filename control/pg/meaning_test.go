@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/remotegpu/remotegpu/control/errs"
 	"github.com/remotegpu/remotegpu/control/pg"
 	"github.com/remotegpu/remotegpu/control/pgtest"
@@ -26,6 +28,12 @@ func TestMeaning(t *testing.T) {
 		_, err := pool.Exec(t.Context(), text, args...)
 		return err
 	}
+	connecting := func(change func(*pgx.ConnConfig)) error {
+		cfg := pool.Config().ConnConfig
+		change(cfg)
+		_, err := pgx.ConnectConfig(t.Context(), cfg)
+		return err
+	}
 	for _, tt := range []struct {
 		name string
 		err  error
@@ -38,6 +46,9 @@ func TestMeaning(t *testing.T) {
 		{"it is stopping", sql("select pg_terminate_backend(pg_backend_pid())"), errs.Unavailable, "does not answer"},
 		{"it dies", fmt.Errorf("place environments: %w", io.ErrUnexpectedEOF), errs.Unavailable, "look whether it was done"},
 		{"it dies, as the network says", fmt.Errorf("write: %w", &net.OpError{Op: "read", Err: errors.New("reset")}), errs.Unavailable, "look whether it was done"},
+		{"nobody listens", connecting(func(c *pgx.ConnConfig) { c.Host = t.TempDir() }), errs.Unavailable, "does not answer"},
+		{"there is no such database", connecting(func(c *pgx.ConnConfig) { c.Database = "none" }), errs.Internal, "Internal error"},
+		{"it does not know us", connecting(func(c *pgx.ConnConfig) { c.User = "nobody-of-the-kind" }), errs.Internal, "Internal error"},
 		{"a zero byte", sql("select $1::text", "a\x00b"), errs.Invalid, "zero byte"},
 		{"a fault of ours", sql("select no_such_column"), errs.Internal, "Internal error"},
 		{"what has a meaning", errs.E(errs.Conflict, "Not now.", raised("53100")), errs.Conflict, "Not now."},

@@ -157,13 +157,17 @@ func IsFull(err error) bool { return Code(err) == "53100" }
 
 // IsAway reports whether err says that the database cannot be reached now, is
 // starting or stopping, or has no connection or memory to spare (SQLSTATE classes
-// 08, 57P and 53).
+// 08, 57P and 53). One that lets nobody in for want of a disk says XX000; one that
+// does not know us (28), or that is not there (3D), stays so.
 func IsAway(err error) bool {
-	if code := Code(err); code != "" {
-		return strings.HasPrefix(code, "08") || strings.HasPrefix(code, "57P") || strings.HasPrefix(code, "53")
+	code := Code(err)
+	if _, connecting := errors.AsType[*pgconn.ConnectError](err); connecting {
+		return !strings.HasPrefix(code, "28") && !strings.HasPrefix(code, "3D")
 	}
-	_, connecting := errors.AsType[*pgconn.ConnectError](err)
-	return connecting || isBroken(err)
+	if code == "" {
+		return isBroken(err)
+	}
+	return strings.HasPrefix(code, "08") || strings.HasPrefix(code, "57P") || strings.HasPrefix(code, "53")
 }
 
 // isBroken reports whether err says that a connection ended in the midst of its

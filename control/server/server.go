@@ -98,6 +98,10 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (*Server, error) {
 	return s, nil
 }
 
+// databaseWithin is how long a server waits for its database, which may be
+// starting too or have a full disk.
+const databaseWithin = time.Minute
+
 func (s *Server) openDatabase(ctx context.Context) (err error) {
 	if err := os.MkdirAll(s.cfg.DataDir, 0o711); err != nil {
 		return fmt.Errorf("make data folder: %w", err)
@@ -109,10 +113,16 @@ func (s *Server) openDatabase(ctx context.Context) (err error) {
 		}
 		url = s.private.URL()
 	}
-	if s.pool, err = pg.Open(ctx, url); err != nil {
-		s.closeDatabase()
+	for start := time.Now(); ; time.Sleep(time.Second) {
+		if s.pool, err = pg.Open(ctx, url); err == nil {
+			return nil
+		}
+		if !pg.IsAway(err) && !pg.IsFull(err) || time.Since(start) > databaseWithin || ctx.Err() != nil {
+			s.closeDatabase()
+			return err
+		}
+		s.log.Warn("the database cannot be used yet; it is tried again", "err", err)
 	}
-	return err
 }
 
 func (s *Server) closeDatabase() {
