@@ -58,14 +58,16 @@ func (a *API) Call(ctx context.Context, method, path string, in, out any) error 
 		return err
 	}
 	defer res.Body.Close()
+	if out == nil && res.StatusCode/100 == 2 {
+		_, err := io.Copy(io.Discard, res.Body) // the connection serves again
+		return err
+	}
 	text, err := io.ReadAll(res.Body)
 	switch {
 	case err != nil:
 		return err
 	case res.StatusCode/100 != 2:
 		return fmt.Errorf("%s %s: %s: %.300s", method, path, res.Status, text)
-	case out == nil:
-		return nil
 	}
 	return json.Unmarshal(text, out)
 }
