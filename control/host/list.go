@@ -36,29 +36,13 @@ func (f Filter) match(e *entry) bool {
 	return strings.Contains(e.text, f.Search)
 }
 
-// page returns the JSON of a list of hosts by name.
-func (r *roster) page(f Filter) ([]byte, error) {
+// page returns the JSON of a list of hosts by name, in pieces that do not change.
+func (r *roster) page(f Filter) [][]byte {
 	if f.Limit <= 0 || f.Limit > 1000 {
 		f.Limit = 100
 	}
 	f.Search = strings.ToLower(f.Search)
-	machines, pulses, size := r.choose(f)
-	out := append(make([]byte, 0, size), `{"items":[`...)
-	for i, m := range machines {
-		p, err := json.Marshal(&pulses[i])
-		if err != nil {
-			return nil, fmt.Errorf("encode what a host reports: %w", err)
-		}
-		if i > 0 {
-			out = append(out, ',')
-		}
-		out = append(append(append(out, m[:len(m)-1]...), ','), p[1:]...) // two objects as one
-	}
-	return append(out, `]}`...), nil
-}
-
-// choose returns what to show of the hosts on a page, and about how much that is.
-func (r *roster) choose(f Filter) (machines [][]byte, pulses []Pulse, size int) {
+	out := append(make([][]byte, 0, 2*f.Limit+2), []byte(`{"items":[`))
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	first := 0
@@ -66,15 +50,17 @@ func (r *roster) choose(f Filter) (machines [][]byte, pulses []Pulse, size int) 
 		first = sort.Search(len(r.hosts), func(i int) bool { return r.hosts[i].name > f.After })
 	}
 	for _, e := range r.hosts[first:] {
-		if len(machines) == f.Limit {
+		if len(out) > 2*f.Limit {
 			break
 		}
 		if f.match(e) {
-			machines, pulses = append(machines, e.machine), append(pulses, e.pulse)
-			size += len(e.machine) + 200
+			out = append(out, e.machine, e.pulse)
 		}
 	}
-	return machines, pulses, size + 20
+	if last := len(out) - 1; last > 0 {
+		out[last] = out[last][:len(out[last])-1] // nothing comes after it
+	}
+	return append(out, []byte(`]}`))
 }
 
 // known is a host as a roster reads it.
@@ -83,11 +69,18 @@ type known struct {
 	Version int64 `db:"version"` // of its row
 }
 
-// readRoster returns hosts that are not retired, with their GPUs: those with these
-// ids, or with nil all whose id is greater than after, at most so many.
-func readRoster(ctx context.Context, db pg.DB, ids []string, after string, most int) ([]known, error) {
-	rows, err := db.Query(ctx, "select "+columns+", h.xmin::text::bigint version"+from+
-		"where h.state <> 'retired' and ($1::text[] is null or h.id = any($1)) and h.id > $2 order by h.id limit $3", ids, after, most)
+// allHosts returns the ids of all hosts but those that are retired.
+func allHosts(ctx context.Context, db pg.DB) ([]string, error) {
+	rows, err := db.Query(ctx, "select id from hosts where state <> 'retired' order by id")
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
+// readRoster returns hosts with their GPUs, but those that are retired.
+func readRoster(ctx context.Context, db pg.DB, ids []string) ([]known, error) {
+	rows, err := db.Query(ctx, "select "+columns+", h.xmin::text::bigint version"+from+"where h.state <> 'retired' and h.id = any($1)", ids)
 	if err != nil {
 		return nil, err
 	}
@@ -107,11 +100,21 @@ func readRoster(ctx context.Context, db pg.DB, ids []string, after string, most 
 	return hosts, err
 }
 
-// beat is what a host reports, and the version of its row.
+func newEntry(h *known) (*entry, error) {
+	machine, err := json.Marshal(&h.Machine)
+	if err != nil {
+		return nil, fmt.Errorf("encode host %s: %w", h.ID, err)
+	}
+	machine[len(machine)-1] = ','
+	pulse, err := encode(&h.Pulse)
+	return &entry{name: h.Name, status: h.Status, labels: h.Labels, text: searched(&h.Host), version: h.Version, machine: machine, pulse: pulse}, err
+}
+
+// beat is what a host reports, as an entry has it, and the version of its row.
 type beat struct {
 	id      string
 	version int64
-	pulse   Pulse
+	pulse   []byte
 }
 
 func readBeats(ctx context.Context, db pg.DB) ([]beat, error) {
@@ -119,10 +122,23 @@ func readBeats(ctx context.Context, db pg.DB) ([]beat, error) {
 	if err != nil {
 		return nil, err
 	}
+	var p Pulse
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (b beat, err error) {
-		p := &b.pulse
-		return b, row.Scan(&b.id, &b.version, &p.LastSeen, &p.CPUPercent, &p.Load1, &p.MemoryUsed, &p.DiskUsed, &p.Uptime, &p.Observed, &p.Applied)
+		err = row.Scan(&b.id, &b.version, &p.LastSeen, &p.CPUPercent, &p.Load1, &p.MemoryUsed, &p.DiskUsed, &p.Uptime, &p.Observed, &p.Applied)
+		if err == nil {
+			b.pulse, err = encode(&p)
+		}
+		return b, err
 	})
+}
+
+// encode returns what an entry has of p.
+func encode(p *Pulse) ([]byte, error) {
+	text, err := json.Marshal(p)
+	if err != nil {
+		return nil, fmt.Errorf("encode what a host reports: %w", err)
+	}
+	return append(text[1:], ','), nil
 }
 
 func gpusOf(ctx context.Context, db pg.DB, hosts []string) ([]GPU, error) {

@@ -26,6 +26,7 @@ func TestPagesAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	w.exec("select pg_notify($1, id) from hosts", Changed)
 	for f, want := range map[Filter]string{
 		{Limit: 2}: "h00 h01", {After: "h27"}: "h28 h29", {Label: "n=2", Limit: 3}: "h02 h05 h08", {Search: "a100"}: "h00 h10 h20", {Search: "H29"}: "h29",
 		{Search: "h100", Limit: 2}: "h01 h02", {Search: "nowhere"}: "", {Search: "NODE", Label: "n=0", After: "h20", Status: "offline"}: "h21 h24 h27", {Status: "online"}: "",
@@ -108,7 +109,7 @@ func TestListFollows(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.exec("update hosts set os = 'plan9'")
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
 		h := w.list(Filter{})[0]
 		if h.CPUPercent == 12 && h.OS == "plan9" {
 			break
@@ -123,5 +124,22 @@ func TestListFollows(t *testing.T) {
 	}
 	if h, err := json.Marshal(w.get("zeta")); err != nil || !bytes.Equal(h, shown) {
 		t.Errorf("list and show differ:\n%s\n%s, %v", shown, h, err)
+	}
+}
+
+// TestReadAhead: what was told is read though nobody asks.
+func TestReadAhead(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, name := range []string{"alpha", "beta"} {
+		w.join(name, "GPU-of-"+name)
+		for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			if page := bytes.Join(w.roster.page(Filter{Search: name}), nil); bytes.Contains(page, []byte("GPU-of-"+name)) {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%s was not read", name)
+			}
+		}
 	}
 }

@@ -2,7 +2,6 @@ package host
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,32 +27,36 @@ type roster struct {
 	feed  *pg.Feed
 	looks *pg.Group[struct{}] // those who ask at once share a look
 
-	reading atomic.Bool // the pulses are
+	news    chan struct{} // something is to be read again
+	reading sync.Mutex    // of hosts is one at a time: the newer never comes before the older
+	beating atomic.Bool   // the pulses are being read
 
 	mu     sync.RWMutex // guards what follows
 	hosts  []*entry     // by name
 	byID   map[string]*entry
-	dirty  map[string]struct{}
-	all    bool // nothing is known: read every host
+	dirty  map[string]bool // hosts to read again; false: nobody told, and who asks does not wait for it
+	all    bool            // nothing is known: read every host
 	pulsed time.Time
 }
 
-// entry is a host; all but its JSON changes in place.
+// entry is a host; its JSON is replaced as a whole, since answers still have it.
 type entry struct {
 	name    string
 	status  string
 	labels  map[string]string
 	text    string // what a search looks in
-	machine []byte // JSON of Machine
 	version int64  // of the row
-	pulse   Pulse
+	machine []byte // JSON of Machine, to be gone on with
+	pulse   []byte // that of Pulse without its beginning, and a comma
 }
 
 const (
-	freshPulse = time.Second     // younger: not read again
-	stalePulse = 5 * time.Second // older: not shown
-	inParts    = 1000            // hosts read at a time
-	lookers    = 1000            // who may share a look
+	freshPulse = 3 * time.Second  // younger: not read again
+	stalePulse = 10 * time.Second // older: not shown
+	inParts    = 1000             // hosts read in one statement
+	lookers    = 1000             // who may share a look
+	settle     = 100 * time.Millisecond
+	untold     = 100 // hosts of which nobody told, read in that time at most
 	hearWithin = 10 * time.Second
 )
 
@@ -62,18 +65,18 @@ const (
 const capacityChanged = "capacity_changed"
 
 func newRoster(pool *pg.Pool, log *slog.Logger) *roster {
-	r := &roster{pool: pool, log: log, all: true, byID: map[string]*entry{}, dirty: map[string]struct{}{}}
+	r := &roster{pool: pool, log: log, news: make(chan struct{}, 1), all: true, byID: map[string]*entry{}, dirty: map[string]bool{}}
 	r.feed = pg.NewFeed(pool, r.heard, Changed, capacityChanged)
 	r.looks = pg.NewGroup(lookers, func(ctx context.Context, _ []struct{}) error { return r.look(ctx) })
 	return r
 }
 
 // get returns the JSON of a page.
-func (r *roster) get(ctx context.Context, f Filter) ([]byte, error) {
+func (r *roster) get(ctx context.Context, f Filter) ([][]byte, error) {
 	if err := r.looks.Do(ctx, struct{}{}); err != nil {
 		return nil, fmt.Errorf("look at the fleet: %w", err)
 	}
-	return r.page(f)
+	return r.page(f), nil
 }
 
 func (r *roster) heard(payload string) {
@@ -82,9 +85,37 @@ func (r *roster) heard(payload string) {
 	defer r.mu.Unlock()
 	if host == "" {
 		r.all = true
-		return
+	} else {
+		r.dirty[host] = true
 	}
-	r.dirty[host] = struct{}{}
+	r.wake()
+}
+
+func (r *roster) wake() {
+	select {
+	case r.news <- struct{}{}:
+	default:
+	}
+}
+
+// ahead reads what has changed before anybody asks, until ctx ends.
+func (r *roster) ahead(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.news:
+		}
+		bounded, cancel := context.WithTimeout(ctx, time.Minute)
+		if err := r.read(bounded, untold); err != nil && ctx.Err() == nil {
+			r.log.Warn("read hosts ahead", "err", err) // who asks tries again
+		}
+		cancel()
+		select {
+		case <-ctx.Done():
+		case <-time.After(settle): // what comes meanwhile is read together
+		}
+	}
 }
 
 // look brings the roster up to date.
@@ -100,9 +131,9 @@ func (r *roster) look(ctx context.Context) error {
 		if err := r.readPulses(ctx); err != nil {
 			return err
 		}
-	case age > freshPulse && r.reading.CompareAndSwap(false, true):
+	case age > freshPulse && r.beating.CompareAndSwap(false, true):
 		go func() { // nobody waits for it
-			defer r.reading.Store(false)
+			defer r.beating.Store(false)
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stalePulse)
 			defer cancel()
 			if err := r.readPulses(ctx); err != nil {
@@ -110,7 +141,7 @@ func (r *roster) look(ctx context.Context) error {
 			}
 		}()
 	}
-	return r.read(ctx)
+	return r.read(ctx, 0)
 }
 
 func (r *roster) sync(ctx context.Context) error {
@@ -133,27 +164,26 @@ func (r *roster) readPulses(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.pulsed = start
 	for i := range beats {
 		b := &beats[i]
 		e := r.byID[b.id]
+		if e == nil || e.version != b.version {
+			r.dirty[b.id] = r.dirty[b.id]
+			r.wake()
+		}
 		if e != nil {
 			e.pulse = b.pulse
 		}
-		if e == nil || e.version != b.version {
-			r.dirty[b.id] = struct{}{}
-		}
 	}
-	r.pulsed = start
 	return nil
 }
 
-// read reads the hosts that were noted as changed.
-func (r *roster) read(ctx context.Context) error {
-	r.mu.Lock()
-	ids, all := slices.Collect(maps.Keys(r.dirty)), r.all
-	clear(r.dirty)
-	r.all = false
-	r.mu.Unlock()
+// read reads the hosts that were noted as changed, and so many of which nobody told.
+func (r *roster) read(ctx context.Context, untold int) error {
+	r.reading.Lock()
+	defer r.reading.Unlock()
+	ids, all := r.take(untold)
 	if len(ids) == 0 && !all {
 		return nil
 	}
@@ -163,33 +193,51 @@ func (r *roster) read(ctx context.Context) error {
 		defer r.mu.Unlock()
 		r.all = r.all || all
 		for _, id := range ids {
-			r.dirty[id] = struct{}{}
+			r.dirty[id] = true
 		}
 	}
 	return err
 }
 
-func (r *roster) readAgain(ctx context.Context, ids []string, all bool) error {
-	if all {
-		ids = nil
+// take returns what is to be read now.
+func (r *roster) take(untold int) (ids []string, all bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if all, r.all = r.all, false; all {
+		clear(r.dirty)
 	}
-	fresh := map[string]*entry{}
-	for after := ""; ; {
-		hosts, err := readRoster(ctx, r.pool, ids, after, inParts)
+	for id, told := range r.dirty {
+		if !told {
+			untold--
+		}
+		if told || untold >= 0 {
+			ids = append(ids, id)
+			delete(r.dirty, id)
+		}
+	}
+	if len(r.dirty) > 0 {
+		r.wake()
+	}
+	return ids, all
+}
+
+func (r *roster) readAgain(ctx context.Context, ids []string, all bool) (err error) {
+	if all {
+		if ids, err = allHosts(ctx, r.pool); err != nil {
+			return err
+		}
+	}
+	fresh := make(map[string]*entry, len(ids))
+	for part := range slices.Chunk(ids, inParts) {
+		hosts, err := readRoster(ctx, r.pool, part)
 		if err != nil {
 			return err
 		}
 		for i := range hosts {
-			e, err := newEntry(&hosts[i])
-			if err != nil {
+			if fresh[hosts[i].ID], err = newEntry(&hosts[i]); err != nil {
 				return err
 			}
-			fresh[hosts[i].ID] = e
 		}
-		if len(hosts) < inParts {
-			break
-		}
-		after = hosts[len(hosts)-1].ID
 	}
 	r.put(fresh, ids, all)
 	return nil
@@ -200,6 +248,7 @@ func (r *roster) readAgain(ctx context.Context, ids []string, all bool) error {
 func (r *roster) put(fresh map[string]*entry, ids []string, all bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	maps.DeleteFunc(r.dirty, func(id string, told bool) bool { return !told && fresh[id] != nil }) // or the pulses tell again
 	sorted := !all
 	if all {
 		r.byID = fresh
@@ -221,12 +270,4 @@ func (r *roster) put(fresh map[string]*entry, ids []string, all bool) {
 	if !sorted {
 		r.hosts = slices.SortedFunc(maps.Values(r.byID), func(a, b *entry) int { return strings.Compare(a.name, b.name) })
 	}
-}
-
-func newEntry(h *known) (*entry, error) {
-	machine, err := json.Marshal(&h.Machine)
-	if err != nil {
-		return nil, fmt.Errorf("encode host %s: %w", h.ID, err)
-	}
-	return &entry{name: h.Name, status: h.Status, labels: h.Labels, text: searched(&h.Host), machine: machine, version: h.Version, pulse: h.Pulse}, nil
 }

@@ -53,7 +53,10 @@ func (s *Service) replica(host string) string {
 }
 
 // Follow keeps what lists show up to date until ctx ends: in every replica.
-func (s *Service) Follow(ctx context.Context) error { return s.roster.feed.Run(ctx) }
+func (s *Service) Follow(ctx context.Context) error {
+	go s.roster.ahead(ctx)
+	return s.roster.feed.Run(ctx)
+}
 
 // List returns hosts by name, while Follow runs.
 func (s *Service) List(ctx context.Context, c auth.Caller, f Filter) (web.Encoded[web.List[Host]], error) {

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
@@ -109,7 +110,7 @@ func (w *world) list(f Filter) []Host {
 	page, err := w.List(w.t.Context(), admin, f)
 	var all web.List[Host]
 	if err == nil {
-		err = json.Unmarshal(page, &all)
+		err = json.Unmarshal(bytes.Join(page, nil), &all)
 	}
 	if err != nil {
 		w.t.Errorf("%+v: %v", f, err)

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -25,6 +27,9 @@ type thingInput struct{ Body thing }
 type nameInput struct {
 	Name string `path:"name"`
 }
+
+// encoded is as JSON would be written, in pieces that fill more than a buffer.
+var encoded = Encoded[List[thing]]{[]byte(`{"items":[`), bytes.Repeat([]byte(`{"name":"a"},`), 30_000), []byte(`{"na`), []byte(`me":"b"}]}`)}
 
 // serve offers a few routes to caller.
 func serve(t *testing.T, log io.Writer, caller auth.Caller, refused error) *httptest.Server {
@@ -46,6 +51,8 @@ func serve(t *testing.T, log io.Writer, caller auth.Caller, refused error) *http
 		})
 	Register(api, Route{Method: "DELETE", Path: "/api/v1/things", Action: auth.HealthRead, Summary: "Removes"},
 		func(_ context.Context, c auth.Caller, _ *struct{}) (None, error) { return None{}, nil })
+	Register(api, Route{Method: "GET", Path: "/api/v1/encoded", Action: auth.HealthRead, Summary: "Has its answer ready"},
+		func(context.Context, auth.Caller, *struct{}) (Encoded[List[thing]], error) { return encoded, nil })
 	api.Raw(Route{Method: "GET", Path: "/remote", Action: auth.HealthRead, Summary: "Says who asks"},
 		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, auth.From(r.Context()).Remote) }))
 	srv := httptest.NewServer(api.Handler(func(*http.Request) (auth.Caller, error) { return caller, refused }, true))
@@ -177,4 +184,31 @@ func TestUnknownActionsAreNoRoutes(t *testing.T) {
 		}
 	}()
 	New("test", slog.New(slog.DiscardHandler)).Raw(Route{Path: "/x", Action: "x.y"}, http.NotFoundHandler())
+}
+
+// TestEncoded: what is JSON already is answered as it is, time and again, and
+// described as what it stands for.
+func TestEncoded(t *testing.T) {
+	t.Parallel()
+	srv := serve(t, io.Discard, auth.Caller{}, nil)
+	want := string(bytes.Join(encoded, nil))
+	for range 3 {
+		res, got := ask(t, srv, "GET", "/api/v1/encoded", "")
+		if kind := res.Header.Get("Content-Type"); got != want || kind != "application/json" {
+			t.Errorf("%d bytes of %s, want %d of application/json", len(got), kind, len(want))
+		}
+	}
+	_, text := ask(t, srv, "GET", "/api/openapi.json", "")
+	var doc struct {
+		Paths map[string]map[string]struct {
+			Responses map[string]struct{ Content map[string]any }
+		}
+	}
+	if err := json.Unmarshal([]byte(text), &doc); err != nil {
+		t.Fatal(err)
+	}
+	ready, made := doc.Paths["/api/v1/encoded"]["get"].Responses["200"].Content, doc.Paths["/api/v1/things"]["post"].Responses["201"].Content
+	if len(made) == 0 || !reflect.DeepEqual(ready, made) {
+		t.Errorf("described as %v, want %v", ready, made)
+	}
 }
