@@ -54,22 +54,9 @@ func TestHostilePeers(t *testing.T) {
 	p.pushBusybox()
 	p.join(m, "--name box")
 	w.in("client", "remotegpu env create mine --image "+busyboxImage)
-	p.waitPhase("mine", "running", 60*time.Second)
-	p.sshKey()
+	peer, conf := p.newPeer()
 	before := p.life(m, "mine")
-	peer := filepath.Join(w.dir, "peer")
-	w.must("go", "build", "-o", peer, "./peer")
-	conf := p.peerConfig()
-	good := func(lasts time.Duration) (s took, err error) {
-		out, err := w.try("client", fmt.Sprintf("%s -config %s -for %v", peer, conf, lasts))
-		if err == nil {
-			err = json.Unmarshal([]byte(out[strings.LastIndex(out, "{"):]), &s)
-		}
-		if err != nil {
-			err = fmt.Errorf("who behaves cannot work: %w %s", err, out)
-		}
-		return s, err
-	}
+	good := func(lasts time.Duration) (took, error) { return w.behave("client", lasts) }
 	t.Logf("milliseconds, median / p95: quiet → beside the attack, and how many times the median")
 	for _, attack := range hostileAttacks {
 		t.Run(attack, func(t *testing.T) {
@@ -149,9 +136,27 @@ func (w *world) beside(t *testing.T, attack string, good func(time.Duration) (to
 	return slow, steady, nil
 }
 
-// peerConfig writes what e2e/peer needs to know.
-func (p *plane) peerConfig() string {
+// behave measures somebody who behaves, in the network of a role.
+func (w *world) behave(role string, lasts time.Duration) (s took, err error) {
+	out, err := w.try(role, fmt.Sprintf("%s/peer -config %s/peer.json -for %v", w.dir, w.dir, lasts))
+	if err == nil {
+		err = json.Unmarshal([]byte(out[strings.LastIndex(out, "{"):]), &s)
+	}
+	if err != nil {
+		err = fmt.Errorf("who behaves cannot work: %w %s", err, out)
+	}
+	return s, err
+}
+
+// newPeer builds e2e/peer and writes what it needs to know: the environment mine,
+// once it runs, is the one that it types in.
+func (p *plane) newPeer() (peer, conf string) {
 	w := p.w
+	w.t.Helper()
+	p.waitPhase("mine", "running", 60*time.Second)
+	p.sshKey()
+	peer, conf = filepath.Join(w.dir, "peer"), filepath.Join(w.dir, "peer.json")
+	w.must("go", "build", "-o", peer, "./peer")
 	var env struct{ ID, Host string }
 	if err := json.Unmarshal([]byte(w.in("client", "remotegpu env show mine")), &env); err != nil {
 		w.t.Fatal(err)
@@ -165,9 +170,8 @@ func (p *plane) peerConfig() string {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	file := filepath.Join(w.dir, "peer.json")
-	if err := os.WriteFile(file, b, 0o600); err != nil {
+	if err := os.WriteFile(conf, b, 0o600); err != nil {
 		w.t.Fatal(err)
 	}
-	return file
+	return peer, conf
 }

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"cmp"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -154,7 +155,7 @@ type crowd struct {
 }
 
 func newCrowd(t *testing.T, w *world) *crowd {
-	p, m := w.newPlane(), w.machine()
+	p, m := w.newPlane("--mqtt-listen", srvAddr+":8883"), w.machine()
 	t.Cleanup(func() { m.dump(t) })
 	p.login()
 	p.pushBusybox()
@@ -202,22 +203,35 @@ func (c *crowd) sit(t *testing.T) {
 	}
 }
 
-// flood draws a stream as fast as it comes, over a line that is limited at a
-// place: "role device rate"; empty: nowhere.
-func (c *crowd) flood(t *testing.T, role, dev, rate string) (stop func()) {
-	if role != "" {
-		c.w.in(role, "tc qdisc add dev "+dev+" root tbf rate "+rate+" burst 64kb latency 100ms")
+// neck is where a line is limited, with a queue of 100 ms; the zero value:
+// nowhere.
+type neck struct{ role, dev, rate string }
+
+const draws, gives = "'cat /dev/zero' >/dev/null", "'cat >/dev/null' </dev/zero"
+
+// flood draws or gives a stream as fast as it goes.
+func (c *crowd) flood(t *testing.T, at neck, what string) (stop func()) {
+	if at.role != "" {
+		c.w.in(at.role, "tc qdisc add dev "+at.dev+" root tbf rate "+at.rate+" burst 64kb latency 100ms")
 	}
 	cmd := c.w.start("proxy", "flood.log", "sh", "-c", "exec ssh -F none -i "+c.keys["greedy"]+" -p 2222 -o BatchMode=yes -o StrictHostKeyChecking=no "+
-		"-o UserKnownHostsFile=/dev/null -o LogLevel=ERROR greedy.default@"+srvAddr+" 'cat /dev/zero' >/dev/null")
+		"-o UserKnownHostsFile=/dev/null -o LogLevel=ERROR greedy.default@"+srvAddr+" "+what)
 	t.Cleanup(func() { c.w.end(cmd, unix.SIGKILL) }) // should the test end before
 	time.Sleep(time.Second)                          // until the line is full
 	return func() {
 		c.w.end(cmd, unix.SIGKILL)
-		if role != "" {
-			c.w.in(role, "tc qdisc del dev "+dev+" root")
+		if at.role != "" {
+			c.w.in(at.role, "tc qdisc del dev "+at.dev+" root")
 		}
 	}
+}
+
+// short is what the queue of a full line may add for half of what is small.
+func short() time.Duration {
+	if can, err := os.ReadFile("/proc/sys/net/ipv4/tcp_available_congestion_control"); err != nil || !bytes.Contains(can, []byte("bbr")) {
+		return 200 * time.Millisecond // longer than the queue
+	}
+	return 40 * time.Millisecond // the kernel keeps it short
 }
 
 // TestIsolation: one user lets a reader stand still, has 200 more sessions open
@@ -229,20 +243,17 @@ func TestIsolation(t *testing.T) {
 	direct50, direct := c.direct.best(3)
 	t.Logf("key to echo, p50 / p99: quiet %v / %v; OpenSSH's own server %v / %v", quiet50, quiet, direct50, direct)
 	c.sit(t)
-	short := 40 * time.Millisecond // half of the keys, where the kernel keeps the router's queue short
-	if can, err := os.ReadFile("/proc/sys/net/ipv4/tcp_available_congestion_control"); err != nil || !bytes.Contains(can, []byte("bbr")) {
-		short = 200 * time.Millisecond // longer than the queue
-	}
 	for _, tt := range []struct {
-		name, role, dev, rate string
-		most50, most          time.Duration // zero: what two full cores do is told, not judged
+		name         string
+		at           neck
+		most50, most time.Duration // zero: what two full cores do is told, not judged
 	}{
-		{"her line is full", "wan", "to-proxy", "100mbit", most, most},
-		{"the host's line is full", "nat1", "wan", "50mbit", short, 0},
-		{"the cores are full", "", "", "", 0, 0},
+		{"her line is full", neck{"wan", "to-proxy", "100mbit"}, most, most},
+		{"the host's line is full", neck{"nat1", "wan", "50mbit"}, short(), 0},
+		{"the cores are full", neck{}, 0, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			stop := c.flood(t, tt.role, tt.dev, tt.rate)
+			stop := c.flood(t, tt.at, draws)
 			defer stop()
 			p50, p99 := c.ours.best(3)
 			beside50, beside := c.direct.best(1)
@@ -256,4 +267,55 @@ func TestIsolation(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestControlBesideBulk: while somebody's stream fills the line of a host, one
+// way or the other, what the control plane and a host there say to each other
+// over MQTT still gets through, and so do requests and logins from there.
+func TestControlBesideBulk(t *testing.T) {
+	w := newWorld(t)
+	c := newCrowd(t, w)
+	w.in("client", "remotegpu env create mine --image "+busyboxImage)
+	c.p.newPeer()
+	for _, tt := range []struct {
+		name, what string
+		at         neck
+	}{
+		{"the line from the host is full", draws, neck{"nat1", "wan", "50mbit"}},
+		{"the line to the host is full", gives, neck{"wan", "to-nat1", "50mbit"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			late := ""
+			for range 3 { // what else this machine does only adds
+				if late = c.lateBeside(t, tt.at, tt.what); late == "" {
+					return
+				}
+			}
+			t.Error(late)
+		})
+	}
+}
+
+// lateBeside says what takes longer for a host beside a stream than the line's
+// queue, kept short, explains: there and back, half of it once more.
+func (c *crowd) lateBeside(t *testing.T, at neck, stream string) (late string) {
+	t.Helper()
+	quiet, err := c.w.behave("host", 3*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := c.flood(t, at, stream)
+	beside, err := c.w.behave("host", 6*time.Second)
+	stop()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, judged := range map[string]bool{"heartbeat": true, "request": true, "login": false, "keystroke": false} {
+		got, least := median(beside[what]), median(quiet[what])
+		t.Logf("%-9s %6.1f /%6.1f → %6.1f /%6.1f ms, median / p95, of %d", what, least, p95(quiet[what]), got, p95(beside[what]), len(beside[what]))
+		if most := least + 1.5*short().Seconds()*1000; judged && got > most {
+			late += fmt.Sprintf("a %s takes %.1f ms, want %.1f at most; ", what, got, most)
+		}
+	}
+	return late
 }
