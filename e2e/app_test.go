@@ -118,6 +118,17 @@ func (n *notebook) await(text string, seconds int) (output string) {
 	return output
 }
 
+// save saves the notebook, which must not ask whether to overwrite what others
+// changed.
+func (n *notebook) save() {
+	n.t.Helper()
+	var asked string
+	n.eval("await Jupyter.notebook.save_notebook(); return document.querySelector('.modal-title')?.innerText ?? ''", &asked)
+	if asked != "" {
+		n.t.Errorf("on saving, the notebook asks: %s", asked)
+	}
+}
+
 // TestJupyter: Debian's Jupyter on a host behind two NATs, in Chromium. The
 // person logs in by a page and never sees a token; a cell's output is there
 // after a reload, what it prints while the server is dead comes after it, and
@@ -150,7 +161,7 @@ func TestJupyter(t *testing.T) {
 	if got := n.await("answer 42", 60); !strings.Contains(got, "/gemini/code") {
 		t.Errorf("output %q", got)
 	}
-	n.eval("await Jupyter.notebook.save_notebook()", nil)
+	n.save()
 	n.open()
 	n.await("answer 42", 30)
 	w.survives(t, p, n)
@@ -189,6 +200,7 @@ func (w *world) survives(t *testing.T, p *plane, n *notebook) {
 	if missing > 1 {
 		t.Errorf("%d of %d lines are missing:\n%s", missing, lines, got)
 	}
+	n.save()
 }
 
 // closed: the tab is closed while a cell prints, twice, and another browser
@@ -199,7 +211,7 @@ func (w *world) closed(t *testing.T, p *plane, app string) {
 	code := fmt.Sprintf("import time\nfor i in range(%d):\n  print('line', i, flush=True)\n  time.sleep(.5)\nprint('the end')", lines)
 	leave := func(n *notebook) {
 		n.run(code)
-		n.eval("await Jupyter.notebook.save_notebook()", nil)
+		n.save()
 		n.await("line 2\n", 60)
 		n.do("close", nil, nil)
 	}
@@ -232,11 +244,7 @@ func (w *world) closed(t *testing.T, p *plane, app string) {
 	whole(n)
 	n.run("print('saved')")
 	n.await("saved", 60)
-	n.eval("await Jupyter.notebook.save_notebook()", nil)
-	var asked string
-	if n.eval("return document.querySelector('.modal-title')?.innerText ?? ''", &asked); asked != "" {
-		t.Errorf("on saving, the notebook asks: %s", asked)
-	}
+	n.save()
 	leave(n)
 	n = another(app)
 	n.open()
