@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -154,8 +156,8 @@ type crowd struct {
 	ours, direct typist
 }
 
-func newCrowd(t *testing.T, w *world) *crowd {
-	p, m := w.newPlane("--mqtt-listen", srvAddr+":8883"), w.machine()
+func newCrowd(t *testing.T, w *world, more ...string) *crowd {
+	p, m := w.newPlane(append(more, "--mqtt-listen", srvAddr+":8883")...), w.machine()
 	t.Cleanup(func() { m.dump(t) })
 	p.login()
 	p.pushBusybox()
@@ -318,4 +320,41 @@ func (c *crowd) lateBeside(t *testing.T, at neck, stream string) (late string) {
 		}
 	}
 	return late
+}
+
+// TestSessionRate: with --session-rate each way to move bytes is at it by itself,
+// whatever else its user moves, and keys of the same user pass.
+func TestSessionRate(t *testing.T) {
+	w := newWorld(t)
+	c := newCrowd(t, w, "--session-rate", "2MiB", "--user-rate", "64MiB")
+	greedy := "export REMOTEGPU_CONFIG=" + c.keys["greedy"] + ".json; "
+	const size = 8 << 20
+	w.in("client", greedy+"remotegpu ssh greedy -- 'head -c 8388608 /dev/zero >/tmp/big'")
+	keys := typist{t: t}
+	keys.in, keys.out = run(t, w.sshClient("client", srvAddr+":2222", "greedy.default", c.keys["greedy"]), "cat", true)
+	least := time.Second * (size - 512<<10) / (2 << 20) // less the burst
+	var all sync.WaitGroup
+	for name, line := range map[string]string{
+		"ssh": "ssh -F none -i " + c.keys["greedy"] + " -p 2222 -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR greedy.default@" +
+			srvAddr + " cat /tmp/big | wc -c",
+		"remotegpu ssh":     "remotegpu ssh greedy -- cat /tmp/big | wc -c",
+		"remotegpu ssh, up": "head -c 8388608 /dev/zero | remotegpu ssh greedy -- wc -c",
+		"remotegpu cp":      "remotegpu cp greedy:/tmp/big - | wc -c",
+	} {
+		all.Go(func() {
+			began := time.Now()
+			out, err := w.try("client", greedy+line)
+			took := time.Since(began)
+			t.Logf("%-24s %d bytes in %v", name, size, took)
+			if n, _ := strconv.Atoi(lastLine(out)); err != nil || n != size || took < least*9/10 || took > 2*least {
+				t.Errorf("%s: %d bytes came in %v, want %v: %v %s", name, n, took, least, err, out)
+			}
+		})
+	}
+	p50, p99 := keys.pace()
+	t.Logf("key to echo beside them, p50 / p99: %v / %v", p50, p99)
+	if p50 > most {
+		t.Errorf("half of the user's keys take over %v beside sessions at their caps", p50)
+	}
+	all.Wait()
 }
