@@ -98,7 +98,8 @@ func (r *roster) wake() {
 	}
 }
 
-// ahead reads what has changed before anybody asks, until ctx ends.
+// ahead reads what has changed before anybody asks, until ctx ends; for a tenth of
+// the time, since nobody may ask at all.
 func (r *roster) ahead(ctx context.Context) {
 	for {
 		select {
@@ -106,6 +107,7 @@ func (r *roster) ahead(ctx context.Context) {
 			return
 		case <-r.news:
 		}
+		start := time.Now()
 		bounded, cancel := context.WithTimeout(ctx, time.Minute)
 		if err := r.read(bounded, untold); err != nil && ctx.Err() == nil {
 			r.log.Warn("read hosts ahead", "err", err) // who asks tries again
@@ -113,7 +115,7 @@ func (r *roster) ahead(ctx context.Context) {
 		cancel()
 		select {
 		case <-ctx.Done():
-		case <-time.After(settle): // what comes meanwhile is read together
+		case <-time.After(min(stalePulse, max(settle, 9*time.Since(start)))): // what comes meanwhile is read together
 		}
 	}
 }
