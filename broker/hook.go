@@ -50,7 +50,7 @@ func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) bool {
 	p, code := h.admit(c, cl, pk)
 	if code == packets.CodeSuccess {
 		cl.ID = sessionID(p, cl.ID)
-		code = h.broker.begin(&session{broker: h.broker, id: cl.ID, who: p, client: cl, conn: c, pace: newPace(h.broker.cfg), done: make(chan struct{})})
+		code = h.broker.begin(&session{broker: h.broker, id: cl.ID, who: p, client: cl, conn: c, pace: NewPace(h.broker.cfg), done: make(chan struct{})})
 	}
 	if code == packets.CodeSuccess {
 		return true

@@ -109,19 +109,28 @@ func (l *limit) again(id string) bool {
 	return r.AllowN(now, 1)
 }
 
-// pace is how fast one client is read: who sends more waits for itself, by
+// Pace is how fast one client is read: who sends more waits for itself, by
 // TCP's own back-pressure, and costs nobody else anything.
-type pace struct{ packets, bytes *rate.Limiter }
+type Pace struct{ packets, bytes *rate.Limiter }
 
-func newPace(cfg Config) pace {
-	return pace{
+// NewPace returns the one that cfg says; the zero Config has the defaults.
+func NewPace(cfg Config) Pace {
+	cfg.defaults()
+	return Pace{
 		rate.NewLimiter(rate.Limit(cfg.PacketRate), cfg.PacketBurst),
 		rate.NewLimiter(rate.Limit(cfg.ByteRate), maxBurst),
 	}
 }
 
+// Allow reports whether a packet of size bytes may be worked on now, where
+// nobody can wait.
+func (p Pace) Allow(size int) bool {
+	now := time.Now()
+	return p.packets.AllowN(now, 1) && p.bytes.AllowN(now, size)
+}
+
 // wait returns when a packet of size bytes may be worked on.
-func (p pace) wait(size int) {
+func (p Pace) wait(size int) {
 	now := time.Now()
 	wait := p.packets.ReserveN(now, 1).DelayFrom(now)
 	if size > 0 {

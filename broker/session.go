@@ -16,7 +16,7 @@ type session struct {
 	who    Principal
 	client *mqtt.Client
 	conn   *conn
-	pace   pace
+	pace   Pace
 	expiry *time.Timer   // nil: never expires
 	over   atomic.Bool   // may do nothing any more
 	queued atomic.Int64  // bytes of heavy messages that wait for it

@@ -3,8 +3,9 @@
 //
 // It owns two connections: each replica's, which publishes, and the one that
 // takes what hosts say, which one replica has at a time. Who may connect and
-// publish what is the broker's configuration. Its invariant: nothing is taken
-// for a host's that the broker has retained, which may be our own.
+// publish what is the broker's configuration. Its invariants: nothing is taken
+// for a host's that the broker has retained, which may be our own; and no host
+// has more of what is taken than the built-in broker would read of it.
 //
 //	host ─► broker ─► "control", the replica that leads ─► handlers
 //	host ◄─ broker ◄─ every replica
@@ -38,6 +39,7 @@ const (
 	publishWithin = 2 * time.Second  // or it is told that it was not
 	silentAfter   = 60 * time.Second // a host that says nothing for so long is not there
 	backoffMost   = 5 * time.Second
+	tellAgain     = time.Minute // between warnings of the same host
 )
 
 // Config is what a client needs; all of it is required.
@@ -55,14 +57,21 @@ type Client struct {
 	stop      context.CancelFunc
 	handlers  map[string]func(host string, payload []byte) // by topic; set before Receive
 
-	mu    sync.Mutex // guards heard
-	heard map[string]time.Time
+	mu    sync.Mutex // guards hosts
+	hosts map[string]*voice
+}
+
+// voice is what is known of a host that was heard.
+type voice struct {
+	last time.Time
+	pace broker.Pace
+	told time.Time // when it was last said that it is over its pace
 }
 
 // New returns a client that connects, and stays so until Close.
 func New(cfg Config) (*Client, error) {
 	ctx, stop := context.WithCancel(context.Background())
-	c := &Client{cfg: cfg, stop: stop, handlers: map[string]func(string, []byte){}, heard: map[string]time.Time{}}
+	c := &Client{cfg: cfg, stop: stop, handlers: map[string]func(string, []byte){}, hosts: map[string]*voice{}}
 	var err error
 	if c.publisher, err = autopaho.NewConnection(ctx, c.config(cfg.Name)); err != nil {
 		stop()
@@ -130,7 +139,8 @@ func (c *Client) Handle(topic string, fn func(host string, payload []byte)) { c.
 func (c *Client) Connected(host string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return time.Since(c.heard[host]) < silentAfter
+	v := c.hosts[host]
+	return v != nil && time.Since(v.last) < silentAfter
 }
 
 // Expect takes hosts for connected that were so a moment ago, when another
@@ -139,8 +149,18 @@ func (c *Client) Expect(hosts []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, host := range hosts {
-		c.heard[host] = time.Now()
+		c.voice(host).last = time.Now()
 	}
+}
+
+// voice is called with mu held.
+func (c *Client) voice(host string) *voice {
+	v := c.hosts[host]
+	if v == nil {
+		v = &voice{pace: broker.NewPace(broker.Config{})}
+		c.hosts[host] = v
+	}
+	return v
 }
 
 // Receive takes what hosts say until ctx ends: in one replica at a time.
@@ -166,7 +186,7 @@ func (c *Client) Receive(ctx context.Context) error {
 func (c *Client) forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	clear(c.heard)
+	clear(c.hosts)
 }
 
 // subscribe tries until it is done or the connection has gone.
@@ -202,9 +222,24 @@ func (c *Client) receive(r paho.PublishReceived) (bool, error) {
 	if !ok || fn == nil || r.Packet.Retain || len(r.Packet.Payload) > protocol.MaxPayload {
 		return true, nil
 	}
-	c.mu.Lock()
-	c.heard[host] = time.Now()
-	c.mu.Unlock()
-	fn(host, r.Packet.Payload)
+	if c.hear(host, len(r.Packet.Payload)) {
+		fn(host, r.Packet.Payload)
+	}
 	return true, nil
+}
+
+// hear notes that a host has said something, and reports whether it is taken.
+// What all hosts say comes by one connection, so who sends too much cannot be
+// made to wait; a host says again what nobody has acknowledged.
+func (c *Client) hear(host string, size int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v := c.voice(host)
+	v.last = time.Now()
+	ok := v.pace.Allow(size)
+	if !ok && time.Since(v.told) > tellAgain {
+		v.told = v.last
+		c.cfg.Log.Warn("a host says too much at the external broker; some of it is not taken", "host", host)
+	}
+	return ok
 }

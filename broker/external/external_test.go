@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -156,6 +157,52 @@ func TestReceive(t *testing.T) {
 	collect()
 	if !slices.Equal(got, want) {
 		t.Errorf("heard %v", got)
+	}
+}
+
+// TestFlood: of a host that says too much not all is taken, and of the others
+// nothing is lost.
+func TestFlood(t *testing.T) {
+	t.Parallel()
+	at := mosquitto(t)
+	loud, quiet := agent(t, at, "host_loud"), agent(t, at, "host_quiet")
+	c := newClient(t, at, "rep_a")
+	heard := make(chan string, 100_000)
+	c.Handle(protocol.TopicStatus, func(host string, _ []byte) { heard <- host })
+	go c.Receive(t.Context())
+	for end := time.Now().Add(10 * time.Second); !c.Connected("host_quiet"); time.Sleep(20 * time.Millisecond) {
+		say(t, quiet, "host_quiet", "hello?", false)
+		if time.Now().After(end) {
+			t.Fatal("nothing is heard")
+		}
+	}
+	for len(heard) > 0 {
+		<-heard
+	}
+	const flood, calm = 40, 20
+	text := strings.Repeat("x", 1_000_000) // all together ten times what is taken at once
+	began := time.Now()
+	for i := range flood {
+		if _, err := loud.Publish(t.Context(), &paho.Publish{Topic: protocol.HostTopic("host_loud", protocol.TopicStatus), Payload: []byte(text)}); err != nil {
+			t.Fatal(err)
+		}
+		if i%(flood/calm) == 0 {
+			say(t, quiet, "host_quiet", "still here", false)
+		}
+	}
+	say(t, quiet, "host_quiet", "the last", false)
+	got := map[string]int{}
+	for late := time.After(20 * time.Second); got["host_quiet"] <= calm; {
+		select {
+		case host := <-heard:
+			got[host]++
+		case <-late:
+			t.Fatalf("heard %v", got)
+		}
+	}
+	most := int(4.2 + 2.1*time.Since(began).Seconds()) // 4 MiB, and 2 MiB a second
+	if n := got["host_loud"]; n < 4 || n > most {
+		t.Errorf("%d of %d messages of a flood are taken, not at most %d", n, flood, most)
 	}
 }
 
