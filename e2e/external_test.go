@@ -3,9 +3,12 @@ package e2e
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/remotegpu/remotegpu/protocol"
 )
 
 // eachBroker runs a test twice: with hosts at the server's own broker, and at a
@@ -40,6 +43,7 @@ func TestExternalBroker(t *testing.T) {
 		eventsAtEach(t, r)
 	})
 	t.Run("nobody else", func(t *testing.T) { strangersOutside(t, r, m) })
+	t.Run("another host", func(t *testing.T) { hostOutside(t, r) })
 	t.Run("killed", func(t *testing.T) { replicasKilled(t, r) })
 	t.Run("stopped", func(t *testing.T) { replicaStopped(t, r) })
 	t.Run("hangs", func(t *testing.T) { replicaHangs(t, r) })
@@ -139,5 +143,56 @@ func strangersOutside(t *testing.T, r *replicas, m *machine) {
 	}
 	if out := w.in("client", "mosquitto_sub "+grafana+filepath.Join(w.dir, "lb.crt")+" -W 5 -C 1 -t rg/v1/hosts/+/dial -t rg/v1/hosts/+/status; true"); !strings.Contains(out, "Timed out") {
 		t.Errorf("an integration hears what is for hosts: %q", out)
+	}
+}
+
+// hostOutside joins as a host that tries what another one may, with a certificate
+// of its own.
+func hostOutside(t *testing.T, r *replicas) {
+	w, victim := r.w, r.ask("select id from hosts")
+	dir := filepath.Join(w.dir, "hostile")
+	w.must("mkdir", dir)
+	w.must("go", "build", "-o", dir+"/peer", "./peer")
+	conf := `{"Address": "` + srvAddr + `", "HTTPS": "8443", "Join": "` + regexp.MustCompile(`rgj_[0-9A-Z]+`).FindString(w.in("client", "remotegpu host join")) + `"}`
+	if err := os.WriteFile(dir+"/peer.json", []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	own := w.in("client", "cd "+dir+" && ./peer -as host -config peer.json")
+	w.in("client", "remotegpu host cordon "+own)
+	defer w.in("client", "remotegpu host retire "+own)
+	with := "-V 5 -h " + srvAddr + " -p 8883 --cafile " + filepath.Join(w.dir, "lb.crt") + " --cert " + dir + "/host.pem --key " + dir + "/host.key "
+	topic := func(host, name string) string { return " -t " + protocol.HostTopic(host, name) }
+	pub := func(args string) string {
+		out, _ := w.try("client", "mosquitto_pub "+with+"-q 1 -m forged"+args)
+		return out
+	}
+	if out := pub(topic(own, protocol.TopicStatus)); out != "" {
+		t.Errorf("its own status: %s", out)
+	}
+	for what, args := range map[string]string{
+		"another's status":         topic(victim, protocol.TopicStatus),
+		"another's hello":          topic(victim, protocol.TopicHello),
+		"another's presence":       " -r" + topic(victim, protocol.TopicPresence),
+		"a document for another":   topic(victim, protocol.TopicDesired),
+		"a document for itself":    topic(own, protocol.TopicDesired),
+		"an event of a workspace":  " -t rg/v1/workspaces/ws_x/events/environment/running",
+		"as a server, by its name": " -i control" + topic(victim, protocol.TopicDesired),
+	} {
+		if out := pub(args); !strings.Contains(out, "Not authorized") {
+			t.Errorf("%s: %q", what, out)
+		}
+	}
+	heard := w.start("client", "heard.log", "sh", "-c", "mosquitto_sub "+with+"-W 8 -v"+topic(victim, protocol.TopicDesired)+topic(victim, protocol.TopicAck)+topic(victim, protocol.TopicDial)+" -t rg/v1/hosts/+/status -t '#'")
+	time.Sleep(time.Second) // until it has subscribed
+	// Under the other's name it is itself all the same, and its will goes nowhere.
+	pub(" -i " + victim + " --will-topic " + protocol.HostTopic(victim, protocol.TopicPresence) + " --will-payload gone" + topic(own, protocol.TopicStatus))
+	r.obeyed()
+	heard.Wait()
+	const timedOut = 27
+	if out := tail(filepath.Join(w.dir, "heard.log")); strings.Contains(out, victim) || heard.ProcessState.ExitCode() != timedOut {
+		t.Errorf("it hears what is the other's, or does not listen: %v %s", heard.ProcessState, out)
+	}
+	if r.ask("select online::text from hosts where id = '"+victim+"'") != "true" {
+		t.Error("the other one is gone")
 	}
 }

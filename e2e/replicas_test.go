@@ -151,7 +151,7 @@ func (r *replicas) ask(sql string) (answer string) {
 // knows, or hears it at the external broker; empty: none.
 func (r *replicas) holder() string {
 	if r.w.external {
-		if r.ask("select online::text from hosts") == "false" {
+		if r.ask("select online::text from hosts where state <> 'retired'") == "false" {
 			return ""
 		}
 		return r.leader()

@@ -108,10 +108,14 @@ func (p *peer) do(method, path, token string, body []byte, out any) error {
 	if res.StatusCode >= 300 {
 		return fmt.Errorf("%s %s: %s: %.200s", method, path, res.Status, b)
 	}
-	if out != nil {
-		return json.Unmarshal(b, out)
+	switch out := out.(type) {
+	case nil:
+		return nil
+	case *[]byte: // as it is
+		*out = b
+		return nil
 	}
-	return nil
+	return json.Unmarshal(b, out)
 }
 
 func (p *peer) ssh() (*ssh.Client, error) {

@@ -10,7 +10,9 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"flag"
 	"fmt"
 	"net"
@@ -72,7 +74,7 @@ func main() {
 }
 
 func run() error {
-	as := flag.String("as", "good", "good, or the name of an attack")
+	as := flag.String("as", "good", "good, host (joins and says with what), or the name of an attack")
 	file := flag.String("config", "", "JSON file that says where and with what")
 	lasts := flag.Duration("for", 5*time.Second, "how long")
 	flag.Parse()
@@ -90,8 +92,11 @@ func run() error {
 	p.client = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, MaxIdleConnsPerHost: 16, // the server's certificate is not what is tested
 	}}
-	if *as == "good" {
+	switch *as {
+	case "good":
 		return p.behave(*lasts)
+	case "host":
+		return p.join()
 	}
 	return p.attack(*as, *lasts)
 }
@@ -149,4 +154,30 @@ func (p *peer) enroll() (identity, error) {
 		Inventory: protocol.Inventory{Hostname: "peer", OS: "linux", Arch: "amd64", CPUs: 1, Memory: 1 << 30, Disk: 1 << 30},
 	}, &out)
 	return identity{out.Host, key}, err
+}
+
+// join joins as a host and writes what it shows to an external broker, host.pem
+// and host.key, into the folder where this runs; it prints its id.
+func (p *peer) join() error {
+	id, err := p.enroll()
+	if err != nil {
+		return err
+	}
+	token, err := id.proof(protocol.AudienceAPI)
+	if err != nil {
+		return err
+	}
+	var chain []byte
+	if err := p.do(http.MethodPost, protocol.CertificatePath, token, nil, &chain); err != nil {
+		return err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(id.key)
+	if err == nil {
+		err = os.WriteFile("host.key", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+	}
+	if err == nil {
+		err = os.WriteFile("host.pem", chain, 0o600)
+	}
+	fmt.Println(id.host)
+	return err
 }
