@@ -122,15 +122,14 @@ const (
 )
 
 var tooLarge = map[string]int{
-	"control/audit/audit.go:Record parameters":            7,
-	"control/cli/env.go:envVerb parameters":               6,
-	"control/environment/read.go:Events parameters":       6,
-	"control/environment/read.go:Logs parameters":         6,
-	"control/environment/report.go:takeEvents parameters": 6,
-	"control/environment/store.go:tell parameters":        7,
-	"control/host/store.go:ownEvent parameters":           6,
-	"control/workspace/service.go:change parameters":      6,
-	"edge-agent/ctr/remove.go:signal parameters":          6,
+	"control/audit/audit.go:Record parameters":       7,
+	"control/cli/env.go:envVerb parameters":          6,
+	"control/environment/read.go:Events parameters":  6,
+	"control/environment/read.go:Logs parameters":    6,
+	"control/environment/store.go:tell parameters":   7,
+	"control/host/store.go:ownEvent parameters":      6,
+	"control/workspace/service.go:change parameters": 6,
+	"edge-agent/ctr/remove.go:signal parameters":     6,
 }
 
 // goFile is one parsed file of the repository.

@@ -30,6 +30,7 @@ func (l *lanes) take(host string, st *protocol.Status) {
 		l.beats[host] = st
 		return
 	}
+	delete(l.beats, host) // what is newer says that too
 	if ln.todo.status == nil || !older(st, ln.todo.status) {
 		ln.todo.status = st
 	}

@@ -133,7 +133,7 @@ func (w *world) restore() {
 // compileAlone compiles while the agent is away.
 func (w *world) compileAlone() {
 	w.t.Helper()
-	if _, err := w.svc.current(w.t.Context(), w.host, held{}); err != nil {
+	if _, err := w.svc.current(w.t.Context(), w.host, held{}, true); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -326,11 +326,12 @@ func TestWhatTheDatabaseNeverTakes(t *testing.T) {
 	w := newWorld(t)
 	w.hello()
 	w.settle()
+	looked := w.whole.Load()
 	w.send(w.svc.Status, protocol.Status{Version: protocol.Version, Epoch: 1, Seq: 1, Events: []protocol.Event{{Seq: 1, Message: "zero\x00byte"}}})
 	w.svc.lanes.mu.Lock()
 	ln := w.svc.lanes.all[w.host]
 	w.svc.lanes.mu.Unlock()
-	for ln.events.Tokens() > eventBurst-0.5 { // until it was looked at
+	for w.whole.Load() == looked {
 		time.Sleep(time.Millisecond)
 	}
 	time.Sleep(10 * quick[0])

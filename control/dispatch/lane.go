@@ -21,7 +21,8 @@ const (
 	maxPresence = 8
 
 	returnsPerCore = 100 // hosts that may come back per second: one takes 5 ms and more of the server and PostgreSQL
-	maxWork        = 8   // hosts that are worked for at a time: each holds a database connection
+	maxWork        = 32  // hosts that are worked for at a time: most share a transaction
+	maxArriving    = 8   // of them those that hold a database connection of their own
 )
 
 // What one host may cost: more of it waits, and only its own work with it.
@@ -63,6 +64,7 @@ type lane struct {
 	// The worker's own.
 	events  *rate.Limiter // that are kept
 	has     held
+	newest  uint64 // generation that was looked at last; 0: none
 	tries   int
 	nextPub time.Time
 }

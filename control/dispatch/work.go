@@ -55,26 +55,43 @@ func (s *Service) decode(host string, payload []byte, v any) bool {
 // work does all that waited for a host and returns when to look again without
 // being asked; 0: never.
 func (s *Service) work(ctx context.Context, ln *lane, now todo) time.Duration {
-	for len(now.presence) > 0 {
-		if !s.done("presence", ln, s.cfg.Presence(ctx, ln.host, now.presence[0])) {
-			return s.later(ln, now)
-		}
-		now.presence = now.presence[1:]
-	}
-	if now.hello != nil {
-		if !s.done("hello", ln, s.cfg.Hello(ctx, ln.host, *now.hello)) {
-			return s.later(ln, now)
-		}
-		ln.has, now.touched = held{generation: now.hello.Observed, digest: now.hello.Digest}, true
-		now.hello = nil
+	changed := now.touched
+	if !s.arrive(ctx, ln, &now) {
+		return s.later(ln, now)
 	}
 	if now.status != nil && !s.takeStatus(ctx, ln, now.status) {
 		return s.later(ln, now)
 	}
 	if now.touched {
 		ln.tries, ln.nextPub = 0, time.Time{}
+	} else if ln.newest > 0 && ln.has.generation == ln.newest && !ln.has.lost {
+		return 0 // whoever changes its wishes tells
 	}
-	return s.publish(ctx, ln)
+	return s.publish(ctx, ln, changed)
+}
+
+// arrive takes what a host says of its connection.
+func (s *Service) arrive(ctx context.Context, ln *lane, now *todo) bool {
+	if len(now.presence) == 0 && now.hello == nil {
+		return true
+	}
+	s.arriving <- struct{}{}
+	defer func() { <-s.arriving }()
+	for len(now.presence) > 0 {
+		if !s.done("presence", ln, s.cfg.Presence(ctx, ln.host, now.presence[0])) {
+			return false
+		}
+		now.presence = now.presence[1:]
+	}
+	if now.hello == nil {
+		return true
+	}
+	if !s.done("hello", ln, s.cfg.Hello(ctx, ln.host, *now.hello)) {
+		return false
+	}
+	ln.has, now.touched = held{generation: now.hello.Observed, digest: now.hello.Digest}, true
+	now.hello = nil
+	return true
 }
 
 // later puts back what could not be done, as when the database is away.
@@ -96,15 +113,8 @@ func (ln *lane) afford(all []protocol.Event) []protocol.Event {
 
 func (s *Service) takeStatus(ctx context.Context, ln *lane, st *protocol.Status) bool {
 	st.Events = ln.afford(st.Events)
-	event, err := s.cfg.HostState(ctx, ln.host, *st)
-	if err == nil {
-		err = s.cfg.Workload(ctx, ln.host, *st)
-	}
-	if err != nil {
+	if err := s.reports.Do(ctx, report{ln.host, st}); err != nil {
 		return s.done("status", ln, err)
-	}
-	if !s.check("acknowledge", ln, noteObserved(ctx, s.pool, ln.host, st.Observed, st.Applied)) {
-		return false
 	}
 	switch {
 	case st.Observed == 0: // what the hello said to have been obeyed still is
@@ -113,7 +123,7 @@ func (s *Service) takeStatus(ctx context.Context, ln *lane, st *protocol.Status)
 		ln.has = held{generation: st.Observed}
 	}
 	s.lanes.taken(ln, st)
-	return s.check("ack", ln, s.acknowledge(ln.host, st.Seq, event))
+	return s.check("ack", ln, s.acknowledge(ln.host, st.Seq, lastEvent(st)))
 }
 
 // acknowledge tells a host which status and events are kept.
@@ -126,17 +136,19 @@ func (s *Service) acknowledge(host string, status, event uint64) error {
 }
 
 // publish sends the document while the host has not acknowledged it.
-func (s *Service) publish(ctx context.Context, ln *lane) time.Duration {
+func (s *Service) publish(ctx context.Context, ln *lane, changed bool) time.Duration {
 	if !s.cfg.Connected(ln.host) {
 		return 0
 	}
 	if wait := time.Until(ln.nextPub); wait > 0 {
 		return wait
 	}
-	r, err := s.current(ctx, ln.host, ln.has)
+	r, err := s.current(ctx, ln.host, ln.has, changed)
 	if !s.check("compile desired document", ln, err) {
+		ln.newest = 0
 		return s.again(ln)
 	}
+	ln.newest = r.generation
 	if ln.has.has(r) {
 		ln.tries = 0
 		return 0

@@ -112,8 +112,8 @@ func (w *world) start() {
 			return nil
 		},
 		HostState: w.hostState(unless),
-		Workload: func(context.Context, string, protocol.Status) error {
-			w.whole.Add(1)
+		Workload: func(_ context.Context, _ pg.Tx, said map[string]*protocol.Status) error {
+			w.whole.Add(int64(len(said)))
 			return unless()
 		},
 		Beats: func(_ context.Context, beats map[string]*protocol.Status) (noted []string, err error) {
@@ -140,17 +140,20 @@ func (w *world) start() {
 }
 
 // hostState keeps events where a text is refused as it is in the real table.
-func (w *world) hostState(unless func() error) func(context.Context, string, protocol.Status) (uint64, error) {
-	return func(ctx context.Context, _ string, st protocol.Status) (last uint64, err error) {
-		for _, e := range st.Events {
-			if _, err := w.pool.Exec(ctx, "select $1::text", e.Message); err != nil {
-				return 0, err
+func (w *world) hostState(unless func() error) func(context.Context, pg.Tx, map[string]*protocol.Status) error {
+	return func(ctx context.Context, tx pg.Tx, said map[string]*protocol.Status) error {
+		for _, st := range said {
+			for _, e := range st.Events {
+				if _, err := tx.Exec(ctx, "select $1::text", e.Message); err != nil {
+					return err
+				}
 			}
-			last = e.Seq
 		}
-		w.statuses.Add(1)
-		w.events.Add(int64(len(st.Events)))
-		return last, unless()
+		for _, st := range said {
+			w.statuses.Add(1)
+			w.events.Add(int64(len(st.Events)))
+		}
+		return unless()
 	}
 }
 
@@ -160,7 +163,7 @@ func (w *world) stop() {
 	<-w.done
 }
 
-func (w *world) workloads(ctx context.Context, db pg.DB, _ string) ([]protocol.Workload, error) {
+func (w *world) workloads(ctx context.Context, db pg.DB, hosts []string) (map[string][]protocol.Workload, error) {
 	if w.broken.Load() {
 		return nil, errBroken
 	}
@@ -173,7 +176,11 @@ func (w *world) workloads(ctx context.Context, db pg.DB, _ string) ([]protocol.W
 	if w.large.Load() {
 		list[0].Env = map[string]string{"TEXT": strings.Repeat("x", protocol.MaxDesired)}
 	}
-	return list, nil
+	lists := map[string][]protocol.Workload{}
+	for _, host := range hosts {
+		lists[host] = list
+	}
+	return lists, nil
 }
 
 // publish plays broker and agent: at most once, in order.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/remotegpu/remotegpu/control/pg"
 	"github.com/remotegpu/remotegpu/control/pgtest"
 	"github.com/remotegpu/remotegpu/protocol"
 )
@@ -26,24 +27,8 @@ import (
 // one row of a table without an index, and its commit, by as many.
 func BenchmarkCreate(b *testing.B) {
 	const askers = 128
-	w := newWorld(b)
-	w.exec(`insert into hosts (id, name, public_key, state, online, os, arch, cpus, memory, disk)
-		select 'host_' || i, 'gpu-' || i, i::text::bytea, 'active', true, 'linux', 'amd64', 64, 256::bigint << 30, 1000::bigint << 30 from generate_series(1, 10000) i`)
-	w.exec(`insert into gpus (uuid, host_id, index, name, memory) select 'GPU-' || i || '-' || j, 'host_' || i, j, 'NVIDIA H100', 80::bigint << 30
-		from generate_series(1, 10000) i, generate_series(0, 7) j`)
-	w.exec(`insert into environments (id, workspace_id, name, owner_id, image, resources, restart, document_bytes, host_id, want, phase)
-		select 'env_' || i, $1, 'old' || i, 'usr_a', 'x', '{"gpus": 1}', 'always', 500, 'host_' || i, 'running', 'running' from generate_series(1, 5000) i`, w.workspaceID())
-	w.exec(`insert into host_allocations (workload, workspace_id, host_id, milli_cpu, memory, disk) select id, workspace_id, host_id, 4000, 16::bigint << 30, 0 from environments`)
-	w.exec(`insert into gpu_allocations (gpu, host_id, workload) select 'GPU-' || substr(id, 5) || '-0', host_id, id from environments`)
-	w.exec("insert into desired_documents (host_id) select id from hosts")
-	w.exec(`insert into placements (workload, workspace_id, outcome, host_id, strategy, looked, summary, rejected, decision_us)
-		select id, workspace_id, 'placed', host_id, 'best_fit', 1, '', '[]', 1 from environments`)
-	w.exec(`insert into environment_events (environment_id, workspace_id, severity, reason, message) select id, workspace_id, 'normal', 'Created', '' from environments`)
+	w := newFleet(b)
 	w.exec("create table floor (id bigint)")
-	w.exec("alter system set fsync = on") // tests go without
-	w.exec("select pg_reload_conf()")
-	w.exec("vacuum analyze")
-	b.Cleanup(func() { _, _ = w.pool.Exec(context.Background(), "alter system set fsync = off") })
 	go w.sched.Run(b.Context())
 	time.Sleep(2 * time.Second) // it reads the fleet
 	var names atomic.Int64
@@ -74,6 +59,58 @@ func BenchmarkCreate(b *testing.B) {
 		do     func() error
 	}{{"floor", askers, floor}, {"a transaction each", askers, apart}, {"together", askers, create}, {"in turn", 1, create}} {
 		b.Run(run.name, func(b *testing.B) { rate(b, w, run.askers, run.do) })
+	}
+}
+
+// newFleet is a world with 10,000 hosts and 5,000 environments, whose database
+// writes to its disk.
+func newFleet(b *testing.B) *world {
+	w := newWorld(b)
+	w.exec(`insert into hosts (id, name, public_key, state, online, os, arch, cpus, memory, disk)
+		select 'host_' || i, 'gpu-' || i, i::text::bytea, 'active', true, 'linux', 'amd64', 64, 256::bigint << 30, 1000::bigint << 30 from generate_series(1, 10000) i`)
+	w.exec(`insert into gpus (uuid, host_id, index, name, memory) select 'GPU-' || i || '-' || j, 'host_' || i, j, 'NVIDIA H100', 80::bigint << 30
+		from generate_series(1, 10000) i, generate_series(0, 7) j`)
+	w.exec(`insert into environments (id, workspace_id, name, owner_id, image, resources, restart, document_bytes, host_id, want, phase)
+		select 'env_' || i, $1, 'old' || i, 'usr_a', 'x', '{"gpus": 1}', 'always', 500, 'host_' || i, 'running', 'running' from generate_series(1, 5000) i`, w.workspaceID())
+	w.exec(`insert into host_allocations (workload, workspace_id, host_id, milli_cpu, memory, disk) select id, workspace_id, host_id, 4000, 16::bigint << 30, 0 from environments`)
+	w.exec(`insert into gpu_allocations (gpu, host_id, workload) select 'GPU-' || substr(id, 5) || '-0', host_id, id from environments`)
+	w.exec("insert into desired_documents (host_id) select id from hosts")
+	w.exec(`insert into placements (workload, workspace_id, outcome, host_id, strategy, looked, summary, rejected, decision_us)
+		select id, workspace_id, 'placed', host_id, 'best_fit', 1, '', '[]', 1 from environments`)
+	w.exec(`insert into environment_events (environment_id, workspace_id, severity, reason, message) select id, workspace_id, 'normal', 'Created', '' from environments`)
+	w.exec("alter system set fsync = on") // tests go without
+	w.exec("select pg_reload_conf()")
+	w.exec("vacuum analyze")
+	b.Cleanup(func() { _, _ = w.pool.Exec(context.Background(), "alter system set fsync = off") })
+	return w
+}
+
+// BenchmarkReport takes statuses of hosts that have one environment each, which
+// stops and starts by turns: alone, and of 32 hosts together. Figures are per status.
+func BenchmarkReport(b *testing.B) {
+	w := newFleet(b)
+	w.exec("update desired_documents set dirty = false, generation = 1")
+	seq := uint64(0)
+	for _, together := range []int{1, 32} {
+		b.Run(fmt.Sprint(together, " together"), func(b *testing.B) {
+			ours, theirs := cpu(w)
+			for done := 0; done < b.N; done += together {
+				seq++
+				phase := []string{protocol.PhaseRunning, protocol.PhaseStarting}[seq/256%2]
+				said := map[string]*protocol.Status{}
+				for i := range together {
+					n := 1 + (done+i)%5000
+					said[fmt.Sprint("host_", n)] = &protocol.Status{Epoch: 1, Seq: seq, Observed: 1, Applied: 1,
+						Workloads: []protocol.WorkloadStatus{{ID: fmt.Sprint("env_", n), Phase: phase, Message: fmt.Sprint(seq)}}}
+				}
+				if err := pg.InTx(b.Context(), w.pool, func(tx pg.Tx) error { return w.Report(b.Context(), tx, said) }); err != nil {
+					b.Fatal(err)
+				}
+			}
+			ours2, theirs2 := cpu(w)
+			b.ReportMetric(float64((ours2-ours).Microseconds())/float64(b.N), "cpu-µs")
+			b.ReportMetric(float64((theirs2-theirs).Microseconds())/float64(b.N), "db-cpu-µs")
+		})
 	}
 }
 

@@ -1,6 +1,7 @@
 package environment
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -76,11 +77,11 @@ func (w *world) compile(host string) (generation uint64, list []protocol.Workloa
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	list, err = w.Workloads(w.t.Context(), w.pool, host)
+	lists, err := w.Workloads(w.t.Context(), w.pool, []string{host})
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return generation, list
+	return generation, lists[host]
 }
 
 // obey plays a host that has done all that its document says.
@@ -102,11 +103,18 @@ func (w *world) obey(host string, events ...protocol.Event) []protocol.Workload 
 func (w *world) report(host string, generation uint64, all []protocol.WorkloadStatus, events ...protocol.Event) {
 	w.t.Helper()
 	w.seq++
-	err := w.Report(w.t.Context(), host, protocol.Status{
+	err := w.said(w.t.Context(), host, protocol.Status{
 		Version: 1, Epoch: 1, Seq: w.seq, Observed: generation, Applied: generation, Workloads: all, Events: events})
 	if err != nil {
 		w.t.Fatal(err)
 	}
+}
+
+// said is what dispatch does with one status.
+func (w *world) said(ctx context.Context, host string, st protocol.Status) error {
+	return pg.InTx(ctx, w.pool, func(tx pg.Tx) error {
+		return w.Report(ctx, tx, map[string]*protocol.Status{host: &st})
+	})
 }
 
 func (w *world) create(spec Spec) Environment {
@@ -219,7 +227,7 @@ func TestOldNewsChangesNothing(t *testing.T) {
 	w.wantPhase("box", protocol.PhaseRunning, "")
 	for _, st := range []protocol.Status{{Epoch: 1, Seq: w.seq}, {Epoch: 1, Seq: w.seq - 1}, {Epoch: 0, Seq: w.seq + 100}} {
 		st.Observed, st.Applied, st.Workloads = generation, generation, failed
-		if err := w.Report(ctx, h, st); err != nil {
+		if err := w.said(ctx, h, st); err != nil {
 			t.Fatal(err)
 		}
 		w.wantPhase("box", protocol.PhaseRunning, "")

@@ -82,6 +82,7 @@ type machine struct {
 
 func (c *chaos) join(name string) {
 	m := &machine{id: c.host(name, 4)}
+	c.exec("select pg_notify('host_changed', $1)", m.id) // as its hello does
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.hosts = append(c.hosts, m)
@@ -162,13 +163,13 @@ func (c *chaos) obey(ctx context.Context, m *machine) error {
 	if err != nil {
 		return nil // offline, or nothing to do yet
 	}
-	list, err := c.Workloads(ctx, c.pool, m.id)
+	lists, err := c.Workloads(ctx, c.pool, []string{m.id})
 	if err != nil {
 		return err
 	}
 	st := protocol.Status{Epoch: 1, Seq: uint64(c.seqs.Add(1)), Observed: generation, Applied: generation}
 	held := map[string]string{}
-	for _, l := range list {
+	for _, l := range lists[m.id] {
 		for _, gpu := range l.GPUs {
 			if other := held[gpu]; other != "" {
 				return fmt.Errorf("the document of %s gives %s to %s and %s", m.id, gpu, other, l.ID)
@@ -181,7 +182,7 @@ func (c *chaos) obey(ctx context.Context, m *machine) error {
 		}
 		st.Workloads = append(st.Workloads, report)
 	}
-	return c.Report(ctx, m.id, st)
+	return c.said(ctx, m.id, st)
 }
 
 func (c *chaos) set(ctx context.Context, m *machine, change string) error {

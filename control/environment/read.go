@@ -183,15 +183,16 @@ func (s *Service) Logs(ctx context.Context, c auth.Caller, workspace, nameOrID s
 	return s.cfg.Logs(ctx, e.Host, e.ID, tail, follow)
 }
 
-// Workloads compiles what a host shall have, sorted by id.
-func (s *Service) Workloads(ctx context.Context, db pg.DB, host string) ([]protocol.Workload, error) {
-	all, err := read(ctx, db, `where e.host_id = $1 and e.want <> 'deleted' order by e.id collate "C"`, host)
+// Workloads compiles what hosts shall have, by host and sorted by id.
+func (s *Service) Workloads(ctx context.Context, db pg.DB, hosts []string) (map[string][]protocol.Workload, error) {
+	all, err := read(ctx, db, `where e.host_id = any($1) and e.want <> 'deleted' order by e.id collate "C"`, hosts)
 	if err != nil {
 		return nil, err
 	}
-	list := make([]protocol.Workload, len(all))
+	lists := make(map[string][]protocol.Workload, len(hosts))
 	for i := range all {
-		list[i] = all[i].workload()
+		host := all[i].Host
+		lists[host] = append(lists[host], all[i].workload())
 	}
-	return list, nil
+	return lists, nil
 }

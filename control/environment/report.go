@@ -3,6 +3,8 @@ package environment
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/remotegpu/remotegpu/control/pg"
@@ -10,37 +12,52 @@ import (
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
-// Report takes what a host says of its workloads. The latest wins: a report
-// that is not newer than the last one, by epoch and sequence, changes nothing.
-func (s *Service) Report(ctx context.Context, host string, st protocol.Status) error {
-	return pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
-		last, fresh, err := claim(ctx, tx, host, &st)
-		if err != nil || !fresh {
-			return err
+// Report takes what hosts say of their workloads. The latest wins: a report
+// that is not newer than the host's last one, by epoch and sequence, changes
+// nothing.
+func (s *Service) Report(ctx context.Context, tx pg.Tx, said map[string]*protocol.Status) error {
+	last, err := claim(ctx, tx, said)
+	if err != nil || len(last) == 0 {
+		return err
+	}
+	hosts := slices.Sorted(maps.Keys(last))
+	all, err := lockHosts(ctx, tx, hosts)
+	if err != nil {
+		return err
+	}
+	docs, err := documentsOf(ctx, tx, hosts)
+	if err != nil {
+		return err
+	}
+	news := &news{told: map[string]bool{}, highest: map[string]uint64{}}
+	byID := make(map[string]*Environment, len(all))
+	for i := range all {
+		byID[all[i].ID] = &all[i]
+	}
+	for _, host := range hosts {
+		news.takeEvents(host, said[host].Events, last[host], byID)
+	}
+	reported := workloadsOf(said)
+	for i := range all {
+		e := &all[i]
+		if err := s.take(ctx, tx, report{e, reported[key{e.Host, e.ID}], said[e.Host], docs[e.Host], news}); err != nil {
+			return fmt.Errorf("take report of %s: %w", e.ID, err)
 		}
-		all, err := lockHost(ctx, tx, host)
-		if err != nil {
-			return err
-		}
-		doc, err := documentOf(ctx, tx, host)
-		if err != nil {
-			return err
-		}
-		told, err := takeEvents(ctx, tx, host, all, st.Events, last)
-		if err != nil {
-			return err
-		}
-		reported := make(map[string]*protocol.WorkloadStatus, len(st.Workloads))
+	}
+	return news.write(ctx, tx)
+}
+
+// key is a workload on a host: a host may say what it likes of another's.
+type key struct{ host, workload string }
+
+func workloadsOf(said map[string]*protocol.Status) map[key]*protocol.WorkloadStatus {
+	all := map[key]*protocol.WorkloadStatus{}
+	for host, st := range said {
 		for i := range st.Workloads {
-			reported[st.Workloads[i].ID] = &st.Workloads[i]
+			all[key{host, st.Workloads[i].ID}] = &st.Workloads[i]
 		}
-		for i := range all {
-			if err := s.take(ctx, tx, report{&all[i], reported[all[i].ID], &st, doc, told[all[i].ID]}); err != nil {
-				return fmt.Errorf("take report of %s: %w", all[i].ID, err)
-			}
-		}
-		return nil
-	})
+	}
+	return all
 }
 
 // report is what a host says of one environment.
@@ -49,7 +66,7 @@ type report struct {
 	status *protocol.WorkloadStatus // nil: the host does not have it
 	whole  *protocol.Status
 	doc    document
-	told   bool // events of it were taken
+	news   *news
 }
 
 // take brings one environment up to date with what its host says.
@@ -58,11 +75,9 @@ func (s *Service) take(ctx context.Context, tx pg.Tx, r report) error {
 	needs := r.doc.carries(e.Generation)
 	switch {
 	case r.status == nil && e.Want == wantDeleted && r.whole.Applied >= needs:
-		if err := s.erase(ctx, tx, e); err != nil {
-			return err
-		}
 		e.Phase = "deleted"
-		return announce(ctx, tx, e, before.Phase)
+		r.news.gone = append(r.news.gone, e)
+		return r.news.change(e, before.Phase)
 	case r.status != nil && r.whole.Observed >= needs:
 		e.take(r.status)
 	}
@@ -72,19 +87,14 @@ func (s *Service) take(ctx context.Context, tx pg.Tx, r report) error {
 		}
 	}
 	if e.Phase == protocol.PhasePulling && before.Phase != e.Phase {
-		if err := tell(ctx, tx, e, nil, protocol.SeverityNormal, "Pulling", "Image "+e.Image+" is on its way to host "+e.HostName+"."); err != nil {
-			return err
-		}
-		r.told = true
+		r.news.tell(e, e.happens("Pulling", "Image "+e.Image+" is on its way to host "+e.HostName+"."))
 	}
 	changed := !e.same(&before)
 	if changed {
-		if err := save(ctx, tx, e); err != nil {
-			return err
-		}
+		r.news.changed = append(r.news.changed, e)
 	}
-	if r.told || changed && (e.Phase != before.Phase || e.Message != before.Message) {
-		return announce(ctx, tx, e, before.Phase)
+	if r.news.told[e.ID] || changed && (e.Phase != before.Phase || e.Message != before.Message) {
+		return r.news.change(e, before.Phase)
 	}
 	return nil
 }
@@ -129,39 +139,4 @@ func moment(ms int64) *time.Time {
 	}
 	t := time.UnixMilli(ms).UTC()
 	return &t
-}
-
-// takeEvents keeps each event of the host's environments once and returns
-// which of them have new ones.
-func takeEvents(ctx context.Context, tx pg.Tx, host string, all []Environment, list []protocol.Event, last uint64) (map[string]bool, error) {
-	byID := make(map[string]*Environment, len(all))
-	for i := range all {
-		byID[all[i].ID] = &all[i]
-	}
-	told, highest := map[string]bool{}, last
-	for _, ev := range list {
-		if ev.Seq <= last {
-			continue
-		}
-		highest = max(highest, ev.Seq)
-		e := byID[ev.Workload]
-		if e == nil {
-			continue // of the host itself, or of an environment that is gone
-		}
-		if err := tell(ctx, tx, e, moment(ev.At), severity(ev.Severity), ev.Reason, ev.Message); err != nil {
-			return nil, err
-		}
-		told[e.ID] = true
-	}
-	if highest == last {
-		return told, nil
-	}
-	return told, setEventSeq(ctx, tx, host, highest)
-}
-
-func severity(s string) string {
-	if s == protocol.SeverityNormal || s == protocol.SeveritySecurity {
-		return s
-	}
-	return protocol.SeverityWarning
 }

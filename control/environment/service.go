@@ -168,7 +168,7 @@ func (s *Service) apply(ctx context.Context, tx pg.Tx, c auth.Caller, e *Environ
 		return false, err
 	}
 	if e.Host == "" || e.HostState == hostGone {
-		return true, s.erase(ctx, tx, e)
+		return true, erase(ctx, tx, e)
 	}
 	if !e.Placed {
 		if err := scheduler.Release(ctx, tx, e.ID); err != nil { // out of the queue
@@ -217,14 +217,14 @@ func (s *Service) halt(ctx context.Context, tx pg.Tx, c auth.Caller, e *Environm
 }
 
 // erase ends an environment that no host has.
-func (s *Service) erase(ctx context.Context, tx pg.Tx, e *Environment) error {
+func erase(ctx context.Context, tx pg.Tx, e *Environment) error {
 	if err := scheduler.Release(ctx, tx, e.ID); err != nil {
 		return err
 	}
 	if err := tell(ctx, tx, e, nil, protocol.SeverityNormal, "Deleted", "It is gone, with its files."); err != nil {
 		return err
 	}
-	return erase(ctx, tx, e.ID)
+	return drop(ctx, tx, e.ID)
 }
 
 // workspace returns the id of a workspace in which c may do action.

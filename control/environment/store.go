@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -68,12 +70,12 @@ func lock(ctx context.Context, tx pg.Tx, ws, nameOrID string) (Environment, erro
 	return byID(ctx, tx, id)
 }
 
-// lockHost locks all environments of a host, always in the same order.
-func lockHost(ctx context.Context, tx pg.Tx, host string) ([]Environment, error) {
-	if _, err := tx.Exec(ctx, "select from environments where host_id = $1 order by id for update", host); err != nil {
+// lockHosts locks all environments of hosts, always in the same order.
+func lockHosts(ctx context.Context, tx pg.Tx, hosts []string) ([]Environment, error) {
+	if _, err := tx.Exec(ctx, "select from environments where host_id = any($1) order by id for update", hosts); err != nil {
 		return nil, fmt.Errorf("lock environments: %w", err)
 	}
-	return read(ctx, tx, "where e.host_id = $1 order by e.id", host)
+	return read(ctx, tx, "where e.host_id = any($1) order by e.id", hosts)
 }
 
 // namesTaken returns which of these have a name that another one has.
@@ -179,7 +181,7 @@ func save(ctx context.Context, tx pg.Tx, e *Environment) error {
 	return nil
 }
 
-func erase(ctx context.Context, tx pg.Tx, id string) error {
+func drop(ctx context.Context, tx pg.Tx, id string) error {
 	_, err := tx.Exec(ctx, "delete from environments where id = $1", id)
 	return err
 }
@@ -221,15 +223,23 @@ type document struct {
 	generation uint64
 }
 
-func documentOf(ctx context.Context, db pg.DB, host string) (d document, err error) {
-	err = db.QueryRow(ctx, "select dirty, generation from desired_documents where host_id = $1", host).Scan(&d.dirty, &d.generation)
-	if pg.IsNone(err) {
-		return document{dirty: true}, nil
-	}
+// documentsOf returns those of hosts; of one that has none it is to be made.
+func documentsOf(ctx context.Context, db pg.DB, hosts []string) (map[string]document, error) {
+	docs := make(map[string]document, len(hosts))
+	rows, err := db.Query(ctx, `select host, coalesce(dirty, true), coalesce(generation, 0) from unnest($1::text[]) host
+		left join desired_documents on host_id = host`, hosts)
 	if err != nil {
-		return d, fmt.Errorf("read document: %w", err)
+		return nil, fmt.Errorf("read documents: %w", err)
 	}
-	return d, nil
+	var host string
+	var d document
+	if _, err = pgx.ForEachRow(rows, []any{&host, &d.dirty, &d.generation}, func() error {
+		docs[host] = d
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("read documents: %w", err)
+	}
+	return docs, nil
 }
 
 // carries returns the generation of the host's document from which on an agent
@@ -242,25 +252,31 @@ func (d document) carries(noted uint64) uint64 {
 	return min(noted, d.generation)
 }
 
-// claim notes a host's report and returns the last of its events taken before;
-// fresh is false for a report that is not newer than the last one.
-func claim(ctx context.Context, tx pg.Tx, host string, st *protocol.Status) (event uint64, fresh bool, err error) {
-	err = tx.QueryRow(ctx, `insert into environment_reports as r (host_id, epoch, seq) values ($1, $2, $3)
+// claim notes hosts' reports and returns, for those that are newer than the
+// host's last one, the last of its events taken before.
+func claim(ctx context.Context, tx pg.Tx, said map[string]*protocol.Status) (map[string]uint64, error) {
+	hosts := slices.Sorted(maps.Keys(said))
+	epochs, seqs := make([]int64, len(hosts)), make([]int64, len(hosts))
+	for i, host := range hosts {
+		epochs[i], seqs[i] = int64(said[host].Epoch), int64(said[host].Seq)
+	}
+	rows, err := tx.Query(ctx, `insert into environment_reports as r (host_id, epoch, seq)
+		select * from unnest($1::text[], $2::bigint[], $3::bigint[]) n (id, epoch, seq) order by id
 		on conflict (host_id) do update set epoch = excluded.epoch, seq = excluded.seq
-		where (r.epoch, r.seq) < (excluded.epoch, excluded.seq) returning event_seq`,
-		host, int64(st.Epoch), int64(st.Seq)).Scan(&event)
-	if pg.IsNone(err) {
-		return 0, false, nil
-	}
+		where (r.epoch, r.seq) < (excluded.epoch, excluded.seq) returning host_id, event_seq`, hosts, epochs, seqs)
 	if err != nil {
-		return 0, false, fmt.Errorf("note report: %w", err)
+		return nil, fmt.Errorf("note reports: %w", err)
 	}
-	return event, true, nil
-}
-
-func setEventSeq(ctx context.Context, tx pg.Tx, host string, seq uint64) error {
-	_, err := tx.Exec(ctx, "update environment_reports set event_seq = $2 where host_id = $1", host, int64(seq))
-	return err
+	last := map[string]uint64{}
+	var host string
+	var event uint64
+	if _, err := pgx.ForEachRow(rows, []any{&host, &event}, func() error {
+		last[host] = event
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("note reports: %w", err)
+	}
+	return last, nil
 }
 
 // noteDrained notes whether hosts are drained, and returns those to which that is
@@ -296,17 +312,18 @@ func tell(ctx context.Context, tx pg.Tx, e *Environment, at *time.Time, severity
 	return nil
 }
 
-// happening is an event that is to be told now.
+// happening is an event that is to be told.
 type happening struct {
-	Environment string `json:"environment_id"`
-	Workspace   string `json:"workspace_id"`
-	Severity    string `json:"severity"`
-	Reason      string `json:"reason"`
-	Message     string `json:"message"`
+	environment string
+	workspace   string
+	at          *time.Time // nil: now
+	severity    string
+	reason      string
+	message     string
 }
 
 func (e *Environment) happens(reason, message string) happening {
-	return happening{e.ID, e.Workspace, protocol.SeverityNormal, reason, message}
+	return happening{e.ID, e.Workspace, nil, protocol.SeverityNormal, reason, message}
 }
 
 // tellAll is tell for many, in this order.
@@ -314,8 +331,16 @@ func tellAll(ctx context.Context, tx pg.Tx, all []happening) error {
 	if len(all) == 0 {
 		return nil
 	}
-	_, err := tx.Exec(ctx, `insert into environment_events (environment_id, workspace_id, severity, reason, message)
-		select environment_id, workspace_id, severity, reason, message from jsonb_populate_recordset(null::environment_events, $1)`, all)
+	n := len(all)
+	environments, workspaces, at, severities := make([]string, n), make([]string, n), make([]*time.Time, n), make([]string, n)
+	reasons, messages := make([]string, n), make([]string, n)
+	for i, h := range all {
+		environments[i], workspaces[i], at[i], severities[i], reasons[i], messages[i] = h.environment, h.workspace, h.at, h.severity, h.reason, h.message
+	}
+	_, err := tx.Exec(ctx, `insert into environment_events (environment_id, workspace_id, at, severity, reason, message)
+		select environment_id, workspace_id, coalesce(at, clock_timestamp()), severity, reason, message
+		from unnest($1::text[], $2::text[], $3::timestamptz[], $4::text[], $5::text[], $6::text[]) n (environment_id, workspace_id, at, severity, reason, message)`,
+		environments, workspaces, at, severities, reasons, messages)
 	if err != nil {
 		return fmt.Errorf("write events: %w", err)
 	}

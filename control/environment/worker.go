@@ -100,7 +100,7 @@ func (s *Service) drained(ctx context.Context, hosts []string) error {
 // what happened.
 func (s *Service) lose(ctx context.Context, host string) error {
 	return pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
-		all, err := lockHost(ctx, tx, host)
+		all, err := lockHosts(ctx, tx, []string{host})
 		if err != nil {
 			return err
 		}
@@ -111,7 +111,7 @@ func (s *Service) lose(ctx context.Context, host string) error {
 				continue
 			}
 			if e.Want == wantDeleted {
-				err = s.erase(ctx, tx, e)
+				err = erase(ctx, tx, e)
 			} else {
 				err = s.orphan(ctx, tx, e)
 			}

@@ -189,7 +189,7 @@ func TestGPUsAreNotStolen(t *testing.T) {
 		t.Fatal(err)
 	}
 	sick := protocol.Status{Version: protocol.Version, Epoch: 1, Seq: 1, Usage: protocol.Usage{GPUUsed: []protocol.GPUUsage{{UUID: "GPU-1"}}}}
-	if _, err := w.Report(t.Context(), thief.id, sick); err != nil {
+	if err := w.report(thief.id, sick); err != nil {
 		t.Fatal(err)
 	}
 	if h := w.get("victim"); len(h.GPUs) != 2 || h.GPUs[0].Memory != 80<<30 || h.GPUs[0].Health != "healthy" {

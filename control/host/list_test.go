@@ -105,7 +105,7 @@ func TestListFollows(t *testing.T) {
 		t.Fatal(err)
 	}
 	want("a GPU has gone", Filter{Search: "OTHER"}, one(func(h Host) bool { return h.Health == "degraded" }))
-	if _, err := w.Report(t.Context(), m.id, protocol.Status{Epoch: 1, Usage: protocol.Usage{CPUPercent: 12}}); err != nil {
+	if err := w.report(m.id, protocol.Status{Epoch: 1, Usage: protocol.Usage{CPUPercent: 12}}); err != nil {
 		t.Fatal(err)
 	}
 	w.exec("update hosts set os = 'plan9'")

@@ -225,58 +225,6 @@ func (s *Service) announce(ctx context.Context, id string, online bool) error {
 	return pg.Notify(ctx, s.pool, Changed, id)
 }
 
-// Report takes what a status says of the host itself and returns the sequence
-// up to which its events are kept.
-func (s *Service) Report(ctx context.Context, id string, st protocol.Status) (event uint64, err error) {
-	err = pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
-		back, err := seen(ctx, tx, id, s.replica(id), st.Epoch)
-		if err != nil {
-			return err
-		}
-		if err := setUsage(ctx, tx, id, st.Usage); err != nil {
-			return err
-		}
-		changed, err := setGPUHealth(ctx, tx, id, st.Usage.GPUUsed)
-		if err != nil {
-			return err
-		}
-		fault, err := setFault(ctx, tx, id, st.Fault)
-		if err != nil {
-			return err
-		}
-		fresh, err := insertEvents(ctx, tx, id, st.Events)
-		if err != nil {
-			return err
-		}
-		if err := s.auditSecurity(ctx, tx, id, fresh); err != nil {
-			return err
-		}
-		if changed || fault || back {
-			return pg.Notify(ctx, tx, Changed, id)
-		}
-		return nil
-	})
-	for _, e := range st.Events {
-		event = max(event, e.Seq)
-	}
-	return event, err
-}
-
-// auditSecurity puts what an agent refused into the audit log too.
-func (s *Service) auditSecurity(ctx context.Context, tx pg.Tx, id string, fresh []protocol.Event) error {
-	for _, e := range fresh {
-		if e.Severity != protocol.SeveritySecurity {
-			continue
-		}
-		s.log.Warn("security event", "host", id, "reason", e.Reason, "message", e.Message)
-		host := auth.Caller{Kind: auth.KindHost, ID: id}
-		if err := audit.Record(ctx, tx, host, auth.HostService, id, "", map[string]any{"reason": e.Reason, "message": e.Message}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // Lost marks the hosts offline that a dead replica had, and that have not come
 // back elsewhere.
 func (s *Service) Lost(ctx context.Context, replica string) error {

@@ -203,48 +203,6 @@ func silent(ctx context.Context, db pg.DB, after time.Duration) ([]string, error
 	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
-func setUsage(ctx context.Context, db pg.DB, id string, u protocol.Usage) error {
-	_, err := db.Exec(ctx, `insert into host_usage (host_id, at, cpu_percent, memory_used, disk_used, load1, uptime) values ($1, now(), $2, $3, $4, $5, $6)
-		on conflict (host_id) do update set at = now(), cpu_percent = excluded.cpu_percent, memory_used = excluded.memory_used,
-			disk_used = excluded.disk_used, load1 = excluded.load1, uptime = excluded.uptime`,
-		id, u.CPUPercent, int64(u.MemoryUsed), int64(u.DiskUsed), u.Load1, int64(u.UptimeSecs))
-	return err
-}
-
-// setFault reports whether a host's fault changed.
-func setFault(ctx context.Context, db pg.DB, id, fault string) (bool, error) {
-	tag, err := db.Exec(ctx, "update hosts set fault = $2 where id = $1 and fault <> $2", id, fault)
-	return tag.RowsAffected() > 0, err
-}
-
-// setGPUHealth reports whether any GPU's health changed.
-func setGPUHealth(ctx context.Context, db pg.DB, id string, all []protocol.GPUUsage) (bool, error) {
-	uuids, healthy := make([]string, len(all)), make([]bool, len(all))
-	for i, g := range all {
-		uuids[i], healthy[i] = g.UUID, g.Healthy
-	}
-	tag, err := db.Exec(ctx, `update gpus set healthy = n.healthy from (select unnest($2::text[]) uuid, unnest($3::bool[]) healthy) n
-		where gpus.uuid = n.uuid and gpus.host_id = $1 and gpus.healthy <> n.healthy`, id, uuids, healthy)
-	return tag.RowsAffected() > 0, err
-}
-
-// insertEvents keeps each of the agent's events once and returns the new ones.
-func insertEvents(ctx context.Context, tx pg.Tx, id string, all []protocol.Event) ([]protocol.Event, error) {
-	var fresh []protocol.Event
-	for _, e := range all {
-		tag, err := tx.Exec(ctx, `insert into host_events (host_id, seq, at, severity, reason, message, workload)
-			values ($1, $2, $3, $4, $5, $6, $7) on conflict (host_id, seq) do nothing`,
-			id, int64(e.Seq), time.UnixMilli(e.At), e.Severity, e.Reason, e.Message, e.Workload)
-		if err != nil {
-			return nil, err
-		}
-		if tag.RowsAffected() > 0 {
-			fresh = append(fresh, e)
-		}
-	}
-	return fresh, nil
-}
-
 func ownEvent(ctx context.Context, db pg.DB, id, severity, reason, message string) error {
 	_, err := db.Exec(ctx, "insert into host_events (host_id, at, severity, reason, message) values ($1, now(), $2, $3, $4)",
 		id, severity, reason, message)

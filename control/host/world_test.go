@@ -133,6 +133,13 @@ func (w *world) exec(sql string, args ...any) {
 	}
 }
 
+// report is what dispatch does with one status.
+func (w *world) report(id string, st protocol.Status) error {
+	return pg.InTx(w.t.Context(), w.pool, func(tx pg.Tx) error {
+		return w.Report(w.t.Context(), tx, map[string]*protocol.Status{id: &st})
+	})
+}
+
 // claims are those of a good token.
 func (m machine) claims(audience string) jwt.RegisteredClaims {
 	now := time.Now()

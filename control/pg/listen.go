@@ -22,8 +22,11 @@ func Notify(ctx context.Context, db DB, channel, payload string) error {
 	return nil
 }
 
-// NotifyAll is Notify for many payloads; equal ones are sent once.
+// NotifyAll is Notify for many payloads, or none; equal ones are sent once.
 func NotifyAll(ctx context.Context, db DB, channel string, payloads []string) error {
+	if len(payloads) == 0 {
+		return nil
+	}
 	if _, err := db.Exec(ctx, "select pg_notify($1, p) from unnest($2::text[]) p", channel, payloads); err != nil {
 		return fmt.Errorf("notify %s: %w", channel, err)
 	}

@@ -1,0 +1,143 @@
+package dispatch
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/remotegpu/remotegpu/control/pg"
+	"github.com/remotegpu/remotegpu/protocol"
+)
+
+// record is a row of desired_documents.
+type record struct {
+	dirty      bool
+	generation uint64
+	digest     []byte // SHA-256 of the document, as an agent's hello has it
+	document   []byte // signed
+}
+
+// fresh reports whether r has all wishes.
+func (r record) fresh() bool { return !r.dirty && len(r.document) > 0 }
+
+// held is the document that a host says it has obeyed.
+type held struct {
+	generation uint64 // 0: none
+	digest     []byte // nil: not said
+	lost       bool   // it has that document no more
+}
+
+// has reports whether the host has r and lacks nothing.
+func (h held) has(r record) bool { return h.generation == r.generation && !h.lost }
+
+// forks reports whether h cannot come from the history that r ends.
+func (h held) forks(r record) bool {
+	return h.generation > r.generation || h.generation == r.generation && h.digest != nil && !bytes.Equal(h.digest, r.digest)
+}
+
+// compilation is a host's document to be made anew, and what came of it.
+type compilation struct {
+	host string
+	has  held
+	record
+}
+
+// current returns a host's document, compiled anew when its wishes changed, or
+// when the host has a document that we know nothing of: after a restored backup
+// its generation may be above ours, or the same with another digest. Of wishes
+// that have not changed, a look is likely to be enough.
+func (s *Service) current(ctx context.Context, host string, has held, changed bool) (record, error) {
+	if !changed {
+		found, err := read(ctx, s.pool, []string{host}, "")
+		if r, known := found[host]; err == nil && known && r.fresh() && !has.forks(r) {
+			return r, nil
+		}
+	}
+	c := &compilation{host: host, has: has}
+	if err := s.documents.Do(ctx, c); err != nil {
+		return record{}, err // it may be at work still
+	}
+	return c.record, nil
+}
+
+// compile writes the next generations of documents that are not what they shall
+// be, in one transaction.
+func (s *Service) compile(ctx context.Context, all []*compilation) error {
+	hosts := make([]string, len(all))
+	for i, c := range all {
+		hosts[i] = c.host
+	}
+	return pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
+		if _, err := tx.Exec(ctx, "insert into desired_documents (host_id) select distinct unnest($1::text[]) host order by host on conflict do nothing", hosts); err != nil {
+			return err
+		}
+		found, err := read(ctx, tx, hosts, " order by host_id for update")
+		if err != nil {
+			return err
+		}
+		stale := slices.DeleteFunc(slices.Clone(all), func(c *compilation) bool {
+			c.record = found[c.host]
+			return c.fresh() && !c.has.forks(c.record)
+		})
+		if len(stale) == 0 {
+			return nil
+		}
+		workloads, err := s.cfg.Workloads(ctx, tx, hosts)
+		if err != nil {
+			return fmt.Errorf("compile workloads: %w", err)
+		}
+		for _, c := range stale {
+			if c.record, err = s.sign(c.host, workloads[c.host], max(c.generation, c.has.generation)+1); err != nil {
+				return err
+			}
+		}
+		return write(ctx, tx, stale)
+	})
+}
+
+// sign makes a document of the generation.
+func (s *Service) sign(host string, workloads []protocol.Workload, generation uint64) (r record, err error) {
+	d := protocol.Desired{
+		Version: protocol.Version, Host: host, Generation: generation, IssuedAt: time.Now().Unix(), Workloads: workloads,
+	}
+	if r.document, err = protocol.Sign(&d, s.cfg.Key); err != nil {
+		return r, fmt.Errorf("sign desired document: %w", err)
+	}
+	if len(r.document) > protocol.MaxDocument {
+		return r, fmt.Errorf("desired document of %d bytes is over the limit of %d: too much on one host", len(r.document), protocol.MaxDocument)
+	}
+	r.generation = generation
+	r.digest, err = d.Digest()
+	return r, err
+}
+
+func write(ctx context.Context, tx pg.Tx, all []*compilation) error {
+	hosts, generations := make([]string, len(all)), make([]int64, len(all))
+	digests, documents := make([][]byte, len(all)), make([][]byte, len(all))
+	for i, c := range all {
+		hosts[i], generations[i], digests[i], documents[i] = c.host, int64(c.generation), c.digest, c.document
+	}
+	_, err := tx.Exec(ctx, `update desired_documents d set dirty = false, generation = n.generation, digest = n.digest, document = n.document
+		from unnest($1::text[], $2::bigint[], $3::bytea[], $4::bytea[]) n (host, generation, digest, document) where d.host_id = n.host`,
+		hosts, generations, digests, documents)
+	return err
+}
+
+func read(ctx context.Context, db pg.DB, hosts []string, lock string) (map[string]record, error) {
+	rows, err := db.Query(ctx, "select host_id, dirty, generation, digest, document from desired_documents where host_id = any($1)"+lock, hosts)
+	if err != nil {
+		return nil, err
+	}
+	found := make(map[string]record, len(hosts))
+	var host string
+	var r record
+	_, err = pgx.ForEachRow(rows, []any{&host, &r.dirty, &r.generation, &r.digest, &r.document}, func() error {
+		found[host] = r
+		return nil
+	})
+	return found, err
+}

@@ -1,0 +1,86 @@
+package dispatch
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/remotegpu/remotegpu/control/pg"
+	"github.com/remotegpu/remotegpu/control/pgtest"
+	"github.com/remotegpu/remotegpu/protocol"
+)
+
+// TestReportsShareATransaction: hosts that speak while others are served are
+// taken together, and one who says what cannot be kept spoils it for nobody.
+func TestReportsShareATransaction(t *testing.T) {
+	t.Parallel()
+	const hosts, bad = 60, "host-30"
+	var mu sync.Mutex // guards what follows
+	kept, acked, turns := map[string]int{}, map[string]bool{}, 0
+	served := make(chan struct{})
+	svc := New(pgtest.New(t), Config{
+		Connected: func(string) bool { return false },
+		Publish: func(host, _ string, _ []byte) error {
+			mu.Lock()
+			defer mu.Unlock()
+			acked[host] = true
+			return nil
+		},
+		Workload: func(ctx context.Context, tx pg.Tx, said map[string]*protocol.Status) error {
+			<-served
+			for _, st := range said {
+				if _, err := tx.Exec(ctx, "select $1::text", st.Fault); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		HostState: func(_ context.Context, _ pg.Tx, said map[string]*protocol.Status) error {
+			mu.Lock()
+			defer mu.Unlock()
+			turns++
+			for host := range said {
+				kept[host]++
+			}
+			return nil
+		},
+	}, slog.New(slog.DiscardHandler))
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- svc.Run(ctx) }()
+	for i := range hosts {
+		host := fmt.Sprintf("host-%d", i)
+		st := protocol.Status{Version: protocol.Version, Epoch: 1, Seq: 1, Usage: protocol.Usage{Load1: 1}}
+		if host == bad {
+			st.Fault = "\x00"
+		}
+		payload, err := protocol.Marshal(&st)
+		if err != nil {
+			t.Fatal(err)
+		}
+		svc.Status(host, payload)
+	}
+	close(served)
+	for start := time.Now(); ; time.Sleep(time.Millisecond) {
+		mu.Lock()
+		n := len(acked)
+		mu.Unlock()
+		if n == hosts-1 {
+			break
+		}
+		if time.Since(start) > 20*time.Second {
+			t.Fatalf("%d of %d are acknowledged", n, hosts)
+		}
+	}
+	stop()
+	<-done
+	if kept[bad] != 0 || acked[bad] {
+		t.Errorf("the bad one is kept %d times, acknowledged %v", kept[bad], acked[bad])
+	}
+	if turns > 40 { // those that were with the bad one are tried alone
+		t.Errorf("%d transactions for %d hosts", turns, hosts)
+	}
+}
