@@ -43,6 +43,7 @@ func (h held) forks(r record) bool {
 type compilation struct {
 	host string
 	has  held
+	seen uint64 // generation that was published already
 	record
 }
 
@@ -50,14 +51,14 @@ type compilation struct {
 // when the host has a document that we know nothing of: after a restored backup
 // its generation may be above ours, or the same with another digest. Of wishes
 // that have not changed, a look is likely to be enough.
-func (s *Service) current(ctx context.Context, host string, has held, changed bool) (record, error) {
+func (s *Service) current(ctx context.Context, ln *lane, changed bool) (record, error) {
 	if !changed {
-		found, err := read(ctx, s.pool, []string{host}, "")
-		if r, known := found[host]; err == nil && known && r.fresh() && !has.forks(r) {
+		found, err := read(ctx, s.pool, []string{ln.host}, "")
+		if r, known := found[ln.host]; err == nil && known && r.fresh() && !ln.has.forks(r) {
 			return r, nil
 		}
 	}
-	c := &compilation{host: host, has: has}
+	c := &compilation{host: ln.host, has: ln.has, seen: ln.newest}
 	if err := s.documents.Do(ctx, c); err != nil {
 		return record{}, err // it may be at work still
 	}
@@ -65,17 +66,18 @@ func (s *Service) current(ctx context.Context, host string, has held, changed bo
 }
 
 // compile writes the next generations of documents that are not what they shall
-// be, in one transaction.
+// be, in one transaction. It does not wait for the disk: the wishes are there, and
+// of a document that was lost the generation is known here, or by its host.
 func (s *Service) compile(ctx context.Context, all []*compilation) error {
 	hosts := make([]string, len(all))
 	for i, c := range all {
 		hosts[i] = c.host
 	}
 	return pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
-		if _, err := tx.Exec(ctx, "insert into desired_documents (host_id) select distinct unnest($1::text[]) host order by host on conflict do nothing", hosts); err != nil {
+		if _, err := tx.Exec(ctx, pg.Unhurried); err != nil {
 			return err
 		}
-		found, err := read(ctx, tx, hosts, " order by host_id for update")
+		found, err := lock(ctx, tx, hosts)
 		if err != nil {
 			return err
 		}
@@ -91,7 +93,7 @@ func (s *Service) compile(ctx context.Context, all []*compilation) error {
 			return fmt.Errorf("compile workloads: %w", err)
 		}
 		for _, c := range stale {
-			if c.record, err = s.sign(c.host, workloads[c.host], max(c.generation, c.has.generation)+1); err != nil {
+			if c.record, err = s.sign(c.host, workloads[c.host], max(c.generation, c.has.generation, c.seen)+1); err != nil {
 				return err
 			}
 		}
@@ -113,6 +115,19 @@ func (s *Service) sign(host string, workloads []protocol.Workload, generation ui
 	r.generation = generation
 	r.digest, err = d.Digest()
 	return r, err
+}
+
+// lock reads documents for update; those that there are not are made first.
+func lock(ctx context.Context, tx pg.Tx, hosts []string) (map[string]record, error) {
+	const forUpdate = " order by host_id for update"
+	found, err := read(ctx, tx, hosts, forUpdate)
+	if err != nil || len(found) == len(hosts) {
+		return found, err
+	}
+	if _, err := tx.Exec(ctx, "insert into desired_documents (host_id) select distinct unnest($1::text[]) host order by host on conflict do nothing", hosts); err != nil {
+		return nil, err
+	}
+	return read(ctx, tx, hosts, forUpdate)
 }
 
 func write(ctx context.Context, tx pg.Tx, all []*compilation) error {

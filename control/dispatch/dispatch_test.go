@@ -57,6 +57,31 @@ func TestNothingNewIsNotSent(t *testing.T) {
 	}
 }
 
+// TestALostCommit: the database has died before a document that was published was
+// on its disk.
+func TestALostCommit(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.hello()
+	w.settle()
+	w.loss.Store(true) // the host may have got it, or not
+	w.touch()
+	for end := time.Now().Add(10 * time.Second); w.row().Dirty; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("no document is made")
+		}
+	}
+	w.idle()
+	lost := w.row().Generation
+	w.exec("update desired_documents set generation = generation - 1, dirty = true")
+	w.loss.Store(false)
+	w.touch()
+	w.settle()
+	if now := w.row().Generation; now <= lost {
+		t.Errorf("generation %d again, after %d", now, lost)
+	}
+}
+
 // TestRestoredBackup: control has forgotten generations that the agent has
 // obeyed; the next one is above all of them.
 func TestRestoredBackup(t *testing.T) {
@@ -133,7 +158,7 @@ func (w *world) restore() {
 // compileAlone compiles while the agent is away.
 func (w *world) compileAlone() {
 	w.t.Helper()
-	if _, err := w.svc.current(w.t.Context(), w.host, held{}, true); err != nil {
+	if _, err := w.svc.current(w.t.Context(), &lane{host: w.host}, true); err != nil {
 		w.t.Fatal(err)
 	}
 }

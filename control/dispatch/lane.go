@@ -65,6 +65,7 @@ type lane struct {
 	events  *rate.Limiter // that are kept
 	has     held
 	newest  uint64 // generation that was looked at last; 0: none
+	unsure  bool   // the look after that one failed
 	tries   int
 	nextPub time.Time
 }

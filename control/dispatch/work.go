@@ -64,7 +64,7 @@ func (s *Service) work(ctx context.Context, ln *lane, now todo) time.Duration {
 	}
 	if now.touched {
 		ln.tries, ln.nextPub = 0, time.Time{}
-	} else if ln.newest > 0 && ln.has.generation == ln.newest && !ln.has.lost {
+	} else if ln.newest > 0 && ln.has.generation == ln.newest && !ln.has.lost && !ln.unsure {
 		return 0 // whoever changes its wishes tells
 	}
 	return s.publish(ctx, ln, changed)
@@ -143,12 +143,12 @@ func (s *Service) publish(ctx context.Context, ln *lane, changed bool) time.Dura
 	if wait := time.Until(ln.nextPub); wait > 0 {
 		return wait
 	}
-	r, err := s.current(ctx, ln.host, ln.has, changed)
+	r, err := s.current(ctx, ln, changed)
 	if !s.check("compile desired document", ln, err) {
-		ln.newest = 0
+		ln.unsure = true
 		return s.again(ln)
 	}
-	ln.newest = r.generation
+	ln.newest, ln.unsure = r.generation, false
 	if ln.has.has(r) {
 		ln.tries = 0
 		return 0

@@ -324,7 +324,6 @@ func (w *world) settled() bool {
 	return !r.Dirty && !a.lost && uint64(r.Generation) == a.generation && uint64(r.Observed) == a.generation && a.wish == r.Wish && a.generation > 0
 }
 
-// settle lets the agent repeat its status, as agents do, until all is well.
 // idle waits until nothing is done for the host.
 func (w *world) idle() {
 	w.t.Helper()
@@ -342,6 +341,7 @@ func (w *world) idle() {
 	}
 }
 
+// settle lets the agent repeat its status, as agents do, until all is well.
 func (w *world) settle() {
 	w.t.Helper()
 	deadline := time.NewTimer(30 * time.Second)

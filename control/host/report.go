@@ -84,16 +84,20 @@ func usagesOf(said map[string]*protocol.Status) (c usages) {
 }
 
 // noteBeats writes the narrow table alone: a host's row is wide and stays as it is.
-func noteBeats(ctx context.Context, db pg.DB, beats map[string]*protocol.Status) ([]string, error) {
+// The next heartbeat makes good what is lost.
+func noteBeats(ctx context.Context, pool *pg.Pool, beats map[string]*protocol.Status) (noted []string, err error) {
 	c := usagesOf(beats)
-	rows, err := db.Query(ctx, `update host_usage u set at = now(), cpu_percent = b.cpu, load1 = b.load, memory_used = b.memory, disk_used = b.disk, uptime = b.uptime
+	var b pgx.Batch
+	b.Queue(pg.Unhurried)
+	b.Queue(`update host_usage u set at = now(), cpu_percent = b.cpu, load1 = b.load, memory_used = b.memory, disk_used = b.disk, uptime = b.uptime
 		from unnest($1::text[], $2::bigint[], $3::real[], $4::real[], $5::bigint[], $6::bigint[], $7::bigint[]) b (id, epoch, cpu, load, memory, disk, uptime)
 		join hosts h on h.id = b.id and h.epoch = b.epoch and h.online and h.state <> 'retired'
-		where u.host_id = b.id returning u.host_id`, c.hosts, c.epochs, c.cpu, c.load, c.memory, c.disk, c.uptime)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowTo[string])
+		where u.host_id = b.id returning u.host_id`, c.hosts, c.epochs, c.cpu, c.load, c.memory, c.disk, c.uptime).Query(func(rows pgx.Rows) error {
+		noted, err = pgx.CollectRows(rows, pgx.RowTo[string])
+		return err
+	})
+	err = pool.SendBatch(ctx, &b).Close()
+	return noted, err
 }
 
 // setUsage does it for hosts of which nothing may be known yet.

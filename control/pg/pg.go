@@ -33,6 +33,11 @@ type DB interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
+// Unhurried is a statement that lets its transaction commit without waiting for
+// the disk: what it writes may be gone when the database's machine dies in the
+// next half second, and all else is as with any other.
+const Unhurried = "select set_config('synchronous_commit', 'off', true)"
+
 // Pool is a set of connections to one database.
 type Pool = pgxpool.Pool
 

@@ -24,7 +24,7 @@ type row struct {
 // server dies, and not when the database's machine does.
 func appendRow(ctx context.Context, pool *pg.Pool, id string, writer int, r row) error {
 	var b pgx.Batch
-	b.Queue("select set_config('synchronous_commit', 'off', true)")
+	b.Queue(pg.Unhurried)
 	b.Queue(`with ours as (select id from recordings where id = $1 and writer = $2 and ended_at is null for share)
 		insert into recording_journal (recording_id, n, part, shown, tail, state)
 		select id, $3, $4, coalesce($5, ''::bytea), coalesce($6, ''::bytea), coalesce($7, ''::bytea) from ours`,
