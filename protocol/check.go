@@ -4,6 +4,7 @@ import (
 	"math"
 	"path"
 	"strings"
+	"unicode/utf8"
 )
 
 // validName is what may become a file name, a container id and a hostname.
@@ -51,6 +52,29 @@ func anyTooLong(texts []string) bool {
 func tooMany(counts ...uint64) bool {
 	for _, n := range counts {
 		if n > maxCount {
+			return true
+		}
+	}
+	return false
+}
+
+// unkept reports whether a database would refuse one of these texts.
+func unkept(texts ...string) bool {
+	for _, t := range texts {
+		if strings.ContainsRune(t, 0) || !utf8.ValidString(t) {
+			return true
+		}
+	}
+	return false
+}
+
+// maxMoment is the last millisecond of the year 9999.
+const maxMoment = 253_402_300_799_999
+
+// noMoments reports whether one of these is no time since 1970 in milliseconds.
+func noMoments(at ...int64) bool {
+	for _, ms := range at {
+		if ms < 0 || ms > maxMoment {
 			return true
 		}
 	}

@@ -148,21 +148,24 @@ func (p *Presence) Validate() error {
 	return checkVersion("presence", p.Version)
 }
 
-// Validate checks the version and what a hostile host could send too much of.
+// Validate checks the version, what a hostile host could send too much of, and
+// that a database takes it: hosts that say something at once share a transaction.
 func (s *Status) Validate() error {
 	if err := checkVersion("status", s.Version); err != nil {
 		return err
 	}
-	if len(s.Workloads) > 2*MaxWorkloads || len(s.Events) > MaxEvents || len(s.Fault) > MaxText || tooMany(s.Epoch, s.Seq, s.Observed, s.Applied) {
+	if len(s.Workloads) > 2*MaxWorkloads || len(s.Events) > MaxEvents || len(s.Fault) > MaxText || unkept(s.Fault) || tooMany(s.Epoch, s.Seq, s.Observed, s.Applied) {
 		return fmt.Errorf("status is over its limits")
 	}
 	for _, w := range s.Workloads {
-		if tooLong(w.ID, w.Phase, w.Address) || len(w.Message) > MaxText || tooMany(w.Revision, w.Done, w.Total) {
+		if tooLong(w.ID, w.Phase, w.Address) || len(w.Message) > MaxText || tooMany(w.Revision, w.Done, w.Total) ||
+			unkept(w.ID, w.Phase, w.Address, w.Message) || noMoments(w.StartedAt, w.RetryAt) || w.ExitCode != nil && int(int32(*w.ExitCode)) != *w.ExitCode {
 			return fmt.Errorf("status of workload %.40q is over its limits", w.ID)
 		}
 	}
 	for _, e := range s.Events {
-		if tooLong(e.Severity, e.Reason, e.Workload) || len(e.Message) > MaxText || tooMany(e.Seq) {
+		if tooLong(e.Severity, e.Reason, e.Workload) || len(e.Message) > MaxText || tooMany(e.Seq) ||
+			unkept(e.Severity, e.Reason, e.Workload, e.Message) || noMoments(e.At) {
 			return fmt.Errorf("event %d is over its limits", e.Seq)
 		}
 	}
@@ -183,7 +186,7 @@ func (u *Usage) validate() error {
 
 // Validate checks what a hostile host could send too much of.
 func (g *GPUUsage) Validate() error {
-	if g.UUID == "" || tooLong(g.UUID) || tooMany(g.MemoryUsed) || !finite(g.Utilisation, g.Temperature, g.PowerWatts) {
+	if g.UUID == "" || tooLong(g.UUID) || unkept(g.UUID) || tooMany(g.MemoryUsed) || !finite(g.Utilisation, g.Temperature, g.PowerWatts) {
 		return fmt.Errorf("usage of GPU %.40q is over its limits", g.UUID)
 	}
 	return nil

@@ -230,7 +230,8 @@ func (c *Client) receive(r paho.PublishReceived) (bool, error) {
 
 // hear notes that a host has said something, and reports whether it is taken.
 // What all hosts say comes by one connection, so who sends too much cannot be
-// made to wait; a host says again what nobody has acknowledged.
+// made to wait; a host says a status and telemetry again, and its hello when it
+// connects anew.
 func (c *Client) hear(host string, size int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

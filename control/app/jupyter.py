@@ -413,6 +413,8 @@ class Keeper:
                 kernel.runs = {}
             self.log.warning("remotegpu: outputs are not in %s: %r", kernel.path, err)
         finally:
+            took = time.monotonic() - kernel.written
+            kernel.rest = max(kernel.rest, kernel.written + 20 * took)
             self.writing = False
 
 

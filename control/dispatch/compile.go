@@ -53,7 +53,7 @@ type compilation struct {
 // that have not changed, a look is likely to be enough.
 func (s *Service) current(ctx context.Context, ln *lane, changed bool) (record, error) {
 	if !changed {
-		found, err := read(ctx, s.pool, []string{ln.host}, "")
+		found, err := s.look(ctx, ln.host)
 		if r, known := found[ln.host]; err == nil && known && r.fresh() && !ln.has.forks(r) {
 			return r, nil
 		}
@@ -65,6 +65,15 @@ func (s *Service) current(ctx context.Context, ln *lane, changed bool) (record, 
 	return c.record, nil
 }
 
+// look reads a document by a connection of its own.
+func (s *Service) look(ctx context.Context, host string) (map[string]record, error) {
+	if err := s.alone(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { <-s.single }()
+	return read(ctx, s.pool, []string{host}, "")
+}
+
 // compile writes the next generations of documents that are not what they shall
 // be, in one transaction. It does not wait for the disk: the wishes are there, and
 // of a document that was lost the generation is known here, or by its host.
@@ -74,8 +83,10 @@ func (s *Service) compile(ctx context.Context, all []*compilation) error {
 		hosts[i] = c.host
 	}
 	return pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
-		if _, err := tx.Exec(ctx, pg.Unhurried); err != nil {
-			return err
+		for _, how := range []string{pg.Unhurried, pg.Impatient} {
+			if _, err := tx.Exec(ctx, how); err != nil {
+				return err
+			}
 		}
 		found, err := lock(ctx, tx, hosts)
 		if err != nil {
@@ -93,12 +104,21 @@ func (s *Service) compile(ctx context.Context, all []*compilation) error {
 			return fmt.Errorf("compile workloads: %w", err)
 		}
 		for _, c := range stale {
-			if c.record, err = s.sign(c.host, workloads[c.host], max(c.generation, c.has.generation, c.seen)+1); err != nil {
+			if c.record, err = s.sign(c.host, workloads[c.host], c.next()); err != nil {
 				return err
 			}
 		}
 		return write(ctx, tx, stale)
 	})
+}
+
+// next is the generation of the new document. Where nobody here knows what the
+// host has, one that the database has lost may be ahead, and is left behind.
+func (c *compilation) next() uint64 {
+	if c.generation > 0 && c.has.generation == 0 && c.seen == 0 {
+		return c.generation + 1000
+	}
+	return max(c.generation, c.has.generation, c.seen) + 1
 }
 
 // sign makes a document of the generation.

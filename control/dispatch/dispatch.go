@@ -56,7 +56,7 @@ type Service struct {
 	// Hosts that say something at once, and those that get a document, share a transaction.
 	reports   *pg.Group[report]
 	documents *pg.Group[*compilation]
-	arriving  chan struct{} // those that have a connection to themselves
+	single    chan struct{} // one for each that has a connection to itself
 
 	repeats []time.Duration // waits between publishing a document again
 }
@@ -67,7 +67,7 @@ func New(pool *pg.Pool, cfg Config, log *slog.Logger) *Service {
 	s.lanes.init(s)
 	s.reports = pg.NewGroup(maxTogether, s.keep)
 	s.documents = pg.NewGroup(maxTogether, s.compile)
-	s.arriving = make(chan struct{}, maxArriving)
+	s.single = make(chan struct{}, maxSingle)
 	return s
 }
 

@@ -352,7 +352,7 @@ func TestWhatTheDatabaseNeverTakes(t *testing.T) {
 	w.hello()
 	w.settle()
 	looked := w.whole.Load()
-	w.send(w.svc.Status, protocol.Status{Version: protocol.Version, Epoch: 1, Seq: 1, Events: []protocol.Event{{Seq: 1, Message: "zero\x00byte"}}})
+	w.send(w.svc.Status, protocol.Status{Version: protocol.Version, Epoch: 1, Seq: 1, Events: []protocol.Event{{Seq: 1, Message: "never"}}})
 	w.svc.lanes.mu.Lock()
 	ln := w.svc.lanes.all[w.host]
 	w.svc.lanes.mu.Unlock()

@@ -22,7 +22,7 @@ const (
 
 	returnsPerCore = 100 // hosts that may come back per second: one takes 5 ms and more of the server and PostgreSQL
 	maxWork        = 32  // hosts that are worked for at a time: most share a transaction
-	maxArriving    = 8   // of them those that hold a database connection of their own
+	maxSingle      = 8   // of them those that hold a database connection of their own
 )
 
 // What one host may cost: more of it waits, and only its own work with it.

@@ -26,6 +26,9 @@ func (s *Service) keep(ctx context.Context, all []report) error {
 		byHost[a.host] = a.status
 	}
 	return pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
+		if _, err := tx.Exec(ctx, pg.Impatient); err != nil {
+			return err
+		}
 		if err := s.cfg.Workload(ctx, tx, byHost); err != nil {
 			return err
 		}

@@ -70,13 +70,26 @@ func (s *Service) work(ctx context.Context, ln *lane, now todo) time.Duration {
 	return s.publish(ctx, ln, changed)
 }
 
+// alone waits until there is a database connection for one host alone, for the
+// caller to give back: people must not wait behind hosts.
+func (s *Service) alone(ctx context.Context) error {
+	select {
+	case s.single <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // arrive takes what a host says of its connection.
 func (s *Service) arrive(ctx context.Context, ln *lane, now *todo) bool {
 	if len(now.presence) == 0 && now.hello == nil {
 		return true
 	}
-	s.arriving <- struct{}{}
-	defer func() { <-s.arriving }()
+	if err := s.alone(ctx); err != nil {
+		return false
+	}
+	defer func() { <-s.single }()
 	for len(now.presence) > 0 {
 		if !s.done("presence", ln, s.cfg.Presence(ctx, ln.host, now.presence[0])) {
 			return false

@@ -89,9 +89,10 @@ func noteBeats(ctx context.Context, pool *pg.Pool, beats map[string]*protocol.St
 	c := usagesOf(beats)
 	var b pgx.Batch
 	b.Queue(pg.Unhurried)
-	b.Queue(`update host_usage u set at = now(), cpu_percent = b.cpu, load1 = b.load, memory_used = b.memory, disk_used = b.disk, uptime = b.uptime
+	b.Queue(`with l as (select host_id from host_usage where host_id = any($1) order by host_id for no key update)
+		update host_usage u set at = now(), cpu_percent = b.cpu, load1 = b.load, memory_used = b.memory, disk_used = b.disk, uptime = b.uptime
 		from unnest($1::text[], $2::bigint[], $3::real[], $4::real[], $5::bigint[], $6::bigint[], $7::bigint[]) b (id, epoch, cpu, load, memory, disk, uptime)
-		join hosts h on h.id = b.id and h.epoch = b.epoch and h.online and h.state <> 'retired'
+		join l on l.host_id = b.id join hosts h on h.id = b.id and h.epoch = b.epoch and h.online and h.state <> 'retired'
 		where u.host_id = b.id returning u.host_id`, c.hosts, c.epochs, c.cpu, c.load, c.memory, c.disk, c.uptime).Query(func(rows pgx.Rows) error {
 		noted, err = pgx.CollectRows(rows, pgx.RowTo[string])
 		return err
@@ -145,8 +146,8 @@ func (s *Service) noteStatuses(ctx context.Context, tx pg.Tx, said map[string]*p
 func setGPUHealth(ctx context.Context, db pg.DB, said map[string]*protocol.Status) ([]string, error) {
 	var hosts, uuids []string
 	var healthy []bool
-	for host, st := range said {
-		for _, g := range st.Usage.GPUUsed {
+	for _, host := range slices.Sorted(maps.Keys(said)) {
+		for _, g := range said[host].Usage.GPUUsed {
 			hosts, uuids, healthy = append(hosts, host), append(uuids, g.UUID), append(healthy, g.Healthy)
 		}
 	}

@@ -33,9 +33,13 @@ type DB interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
+// Impatient is a statement that keeps its transaction from waiting for somebody
+// else's lock for long: those who share it with whom that is about are not held up.
+const Impatient = "select set_config('lock_timeout', '2s', true)"
+
 // Unhurried is a statement that lets its transaction commit without waiting for
-// the disk: what it writes may be gone when the database's machine dies in the
-// next half second, and all else is as with any other.
+// the disk: what it writes may be gone when PostgreSQL crashes in the next half
+// second, and all else is as with any other.
 const Unhurried = "select set_config('synchronous_commit', 'off', true)"
 
 // Pool is a set of connections to one database.

@@ -21,7 +21,7 @@ type row struct {
 
 // appendRow fails with ErrTaken when writer is no longer the recording's. It
 // does not wait for the disk: a row is there for those who would go on when this
-// server dies, and not when the database's machine does.
+// server dies, and may not be when the database does.
 func appendRow(ctx context.Context, pool *pg.Pool, id string, writer int, r row) error {
 	var b pgx.Batch
 	b.Queue(pg.Unhurried)

@@ -199,7 +199,7 @@ func (l *Link) leave(ctx context.Context, cm *autopaho.ConnectionManager) {
 func (l *Link) clientConfig(ctx context.Context, u *url.URL) autopaho.ClientConfig {
 	return autopaho.ClientConfig{
 		ServerUrls:            []*url.URL{u},
-		KeepAlive:             l.keepAlive(),
+		KeepAlive:             l.keepAlive(u),
 		SessionExpiryInterval: sessionExpiry,
 		ConnectTimeout:        4 * sayWithin,
 		ReconnectBackoff:      func(int) time.Duration { return l.retry.next(l.cfg.InUse()) },
@@ -218,8 +218,8 @@ func (l *Link) clientConfig(ctx context.Context, u *url.URL) autopaho.ClientConf
 	}
 }
 
-func (l *Link) keepAlive() uint16 {
-	if l.cfg.Server.Proxied() {
+func (l *Link) keepAlive(u *url.URL) uint16 {
+	if l.cfg.Server.Proxied(u.Host) {
 		return proxyAlive
 	}
 	return keepAlive

@@ -181,7 +181,7 @@ func (s *session) status(ctx context.Context, measure bool, again *time.Timer) e
 	st.Workloads, st.Applied = s.cfg.Workloads()
 	st.Applied = min(st.Applied, st.Observed)
 	if s.cfg.Fault != nil {
-		st.Fault = strings.ToValidUTF8(s.cfg.Fault(), "?")
+		st.Fault = protocol.Cut(s.cfg.Fault())
 	}
 	encoded, err := encodeStatus(st)
 	if err != nil {
@@ -198,8 +198,8 @@ func (s *session) status(ctx context.Context, measure bool, again *time.Timer) e
 // encodeStatus shortens texts where a status would be larger than a document
 // may be.
 func encodeStatus(st *protocol.Status) ([]byte, error) {
-	for i := range st.Workloads { // the wire takes nothing but UTF-8
-		st.Workloads[i].Message = strings.ToValidUTF8(st.Workloads[i].Message, "?")
+	for i := range st.Workloads { // what programs say
+		st.Workloads[i].Message = protocol.Cut(st.Workloads[i].Message)
 	}
 	encoded, err := protocol.Marshal(st)
 	if err != nil {
