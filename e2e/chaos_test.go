@@ -68,6 +68,8 @@ func TestChaos(t *testing.T) {
 	}
 	before := y.goroutines()
 	report := run.Do(t.Context())
+	report.Notes = append(report.Notes, y.wisher.String())
+	write(t, report) // what is looked at after it may end the test
 	for _, work := range y.shells {
 		if report.Broke == nil {
 			work.finish()
@@ -85,16 +87,27 @@ func TestChaos(t *testing.T) {
 	} else {
 		t.Errorf("after %v: %s: %s\nagain: %s", report.Broke.At, report.Broke.Invariant, report.Broke.What, report.Replay)
 	}
-	report.Notes = append(report.Notes, y.wisher.String())
-	if dir := os.Getenv("RG_CHAOS_REPORT"); dir != "" {
-		if err := os.WriteFile(dir, []byte(report.String()), 0o644); err != nil {
-			t.Error(err)
-		}
-		if report.Broke != nil {
-			w.must("sh", "-c", "cp "+w.dir+"/*.log "+filepath.Dir(dir)+"/ && for l in "+w.dir+"/host*/var/log/remotegpu/agent.log; do cp $l "+filepath.Dir(dir)+"/$(echo ${l#"+w.dir+"/} | tr / -); done")
-		}
+	if write(t, report); report.Broke != nil {
+		w.keepLogs()
 	}
 	t.Logf("%s", report)
+}
+
+// write puts the report where RG_CHAOS_REPORT says.
+func write(t *testing.T, report *chaos.Report) {
+	t.Helper()
+	if file := os.Getenv("RG_CHAOS_REPORT"); file != "" {
+		if err := os.WriteFile(file, []byte(report.String()), 0o644); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// keepLogs puts what all programs wrote beside the report.
+func (w *world) keepLogs() {
+	if dir := filepath.Dir(os.Getenv("RG_CHAOS_REPORT")); dir != "." {
+		w.must("sh", "-c", "cp "+w.dir+"/*.log "+dir+"/ && for l in "+w.dir+"/host*/var/log/remotegpu/agent.log; do cp $l "+dir+"/$(echo ${l#"+w.dir+"/} | tr / -); done")
+	}
 }
 
 func number(t *testing.T, name string, otherwise float64) float64 {
@@ -274,6 +287,10 @@ func (y *yard) goroutines() map[string]int {
 		})
 	}
 	for _, s := range y.servers {
+		if s.cmd.ProcessState != nil {
+			y.w.keepLogs()
+			y.t.Fatalf("%s has ended by itself: %v", s.name, s.cmd.ProcessState)
+		}
 		n[s.name] = told(y.t, filepath.Join(y.w.dir, s.log), func() { y.w.end(s.cmd, syscall.SIGQUIT) })
 		if err := y.begin(y.t.Context(), s); err != nil {
 			y.t.Fatal(err)
