@@ -287,9 +287,9 @@ func (y *yard) goroutines() map[string]int {
 		})
 	}
 	for _, s := range y.servers {
-		if s.cmd.ProcessState != nil {
+		if !s.runs() {
 			y.w.keepLogs()
-			y.t.Fatalf("%s has ended by itself: %v", s.name, s.cmd.ProcessState)
+			y.t.Fatalf("%s is not there: %v", s.name, s.cmd.ProcessState)
 		}
 		n[s.name] = told(y.t, filepath.Join(y.w.dir, s.log), func() { y.w.end(s.cmd, syscall.SIGQUIT) })
 		if err := y.begin(y.t.Context(), s); err != nil {

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -21,7 +23,18 @@ type server struct {
 	log   string
 	ready string // a line that works in the network srv once it is
 	start func() *exec.Cmd
-	cmd   *exec.Cmd
+
+	mu  sync.Mutex // guards cmd
+	cmd *exec.Cmd
+}
+
+// runs reports whether it has not ended; one that has by itself nobody has waited for.
+func (s *server) runs() bool {
+	if s.cmd.ProcessState != nil {
+		return false
+	}
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(s.cmd.Process.Pid) + "/stat")
+	return err == nil && !bytes.Contains(stat, []byte(") Z "))
 }
 
 // newControl starts the control plane: one server with its own database, or two
@@ -50,9 +63,15 @@ func (y *yard) newControl(servers, brokers int) {
 	}
 }
 
-// begin starts a server and waits until it is ready.
+// begin starts a server, if none is there, and waits until it is ready. Two faults
+// may end it in the same moment.
 func (y *yard) begin(ctx context.Context, s *server) error {
-	s.cmd = s.start()
+	s.mu.Lock()
+	if !s.runs() {
+		y.w.end(s.cmd, syscall.SIGKILL)
+		s.cmd = s.start()
+	}
+	s.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
@@ -70,7 +89,10 @@ func (y *yard) begin(ctx context.Context, s *server) error {
 
 func (y *yard) endServer(sig syscall.Signal) act {
 	return func(_ context.Context, h chaos.Hit) error {
-		y.w.end(y.servers[h.Part].cmd, sig)
+		s := y.servers[h.Part]
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		y.w.end(s.cmd, sig)
 		return nil
 	}
 }
