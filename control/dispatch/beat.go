@@ -25,6 +25,9 @@ func (l *lanes) take(host string, st *protocol.Status) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	ln := l.of(host)
+	if ln.missed {
+		ln.missed, ln.todo.touched = false, true
+	}
 	beat := err == nil && ln.said == now && len(st.Events) == 0 && ln.todo.empty() && !ln.busy && time.Since(ln.synced) < resync
 	if beat {
 		l.beats[host] = st

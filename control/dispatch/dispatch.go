@@ -108,10 +108,17 @@ func (s *Service) Run(ctx context.Context) error {
 			s.CatchUp(ctx)
 			return
 		}
-		if s.cfg.Connected(host) {
-			s.lanes.wake(host)
-		}
+		s.tell(host)
 	})
+}
+
+// tell has a host get its newest document: now, or when it is heard again.
+func (s *Service) tell(host string) {
+	if s.cfg.Connected(host) {
+		s.lanes.wake(host)
+	} else {
+		s.lanes.miss(host)
+	}
 }
 
 // CatchUp wakes the lanes of hosts that are connected here and whose newest
@@ -122,9 +129,7 @@ func (s *Service) CatchUp(ctx context.Context) {
 		s.log.Error("look for hosts without their newest document", "err", err)
 	}
 	for _, host := range hosts {
-		if s.cfg.Connected(host) {
-			s.lanes.wake(host)
-		}
+		s.tell(host)
 	}
 }
 

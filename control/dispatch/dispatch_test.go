@@ -57,6 +57,30 @@ func TestNothingNewIsNotSent(t *testing.T) {
 	}
 }
 
+// TestAChangeThatWasMissed: a broker beside the server is away and comes back, and
+// the host, which was connected to it all the time, says no hello.
+func TestAChangeThatWasMissed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.hello()
+	w.settle()
+	w.connected.Store(false)
+	w.touch()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		w.svc.lanes.mu.Lock()
+		missed := w.svc.lanes.all[w.host].missed
+		w.svc.lanes.mu.Unlock()
+		if missed {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("nobody has noted the change")
+		}
+	}
+	w.connected.Store(true)
+	w.settle()
+}
+
 // TestALostCommit: the database has died before a document that was published was
 // on its disk.
 func TestALostCommit(t *testing.T) {

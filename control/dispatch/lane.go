@@ -57,6 +57,7 @@ type lane struct {
 	queued bool          // it is in ready, or will be when its pace allows
 	busy   bool          // a worker has it
 	again  bool          // something came while it was busy
+	missed bool          // its wishes changed while it was not connected: it need not say hello when the line to a broker is back
 	timer  *time.Timer
 	said   [sha256.Size]byte // what the last status said that was taken whole
 	synced time.Time         // when the document was last looked at without being asked
@@ -170,6 +171,15 @@ func (l *lanes) spread() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return min(uint64(len(l.all)/(returnsPerCore*runtime.GOMAXPROCS(0))), protocol.MaxSpread)
+}
+
+// miss notes that the host has to get its document when it is heard again.
+func (l *lanes) miss(host string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if ln := l.all[host]; ln != nil {
+		ln.missed = true
+	}
 }
 
 func (l *lanes) wake(host string) { l.change(host, func(t *todo) { t.touched = true }) }
