@@ -155,6 +155,7 @@ func (w *world) stealMosquitto() (publish func(topic string, payload []byte), ba
 	w.killMosquitto()
 	rules := "user root\nlistener 8883\ncertfile " + dir + "/broker.pem\nkeyfile " + dir + "/broker.key\nallow_anonymous true\n"
 	w.must("sh", "-c", "printf '"+rules+"' >"+dir+"/stolen.conf")
+	os.Remove(filepath.Join(w.dir, "stolen.log")) // of the last time
 	cmd := w.start("srv", "stolen.log", "mosquitto", "-v", "-c", dir+"/stolen.conf")
 	eventually(w.t, 60*time.Second, "agent subscribes at the stolen broker", func() string {
 		if out := tail(filepath.Join(w.dir, "stolen.log")); !strings.Contains(out, "Received SUBSCRIBE from host_") {

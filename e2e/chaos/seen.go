@@ -229,8 +229,8 @@ func noted(_, _, now *Seen) string {
 // Slack of a level: what one more or less of the pools and caches of a process
 // in the same state takes.
 const (
-	moreFiles  = 24
-	eachFiles  = 8 // of a container
+	moreFiles  = 48 // connections to the database alone may be 24 more
+	eachFiles  = 8  // of a container
 	moreMemory = 96 << 20
 )
 

@@ -197,8 +197,10 @@ func (ses *session) say(line string) {
 var signals = map[string]bool{"ABRT": true, "ALRM": true, "FPE": true, "HUP": true, "ILL": true, "INT": true, "KILL": true,
 	"PIPE": true, "QUIT": true, "SEGV": true, "TERM": true, "USR1": true, "USR2": true} // RFC 4254, 6.10
 
+// exit says how it ended, and then that nothing more comes: a client whose input
+// has ended too answers that by closing, and would not hear how.
 func (ses *session) exit(e protocol.SessionExit) {
-	_ = ses.ch.CloseWrite()
+	defer func() { _ = ses.ch.CloseWrite() }() // the client may be gone
 	if signals[e.Signal] {
 		_, _ = ses.ch.SendRequest("exit-signal", false, ssh.Marshal(struct {
 			Name     string
