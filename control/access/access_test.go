@@ -314,32 +314,3 @@ func TestChannelsOfOtherKinds(t *testing.T) {
 		t.Errorf("second key of two: %v (%s)", err, banner)
 	}
 }
-
-// TestHowItEndedComesFirst: a client whose input has ended answers the end of
-// output by closing, as OpenSSH does, and must have heard the status by then.
-func TestHowItEndedComesFirst(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	ch, requests, err := w.mustClient("box").OpenChannel("session", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ch.Close()
-	if ok, err := ch.SendRequest("exec", true, ssh.Marshal(struct{ Command string }{"exit 7"})); err != nil || !ok {
-		t.Fatalf("exec: %v, %v", ok, err)
-	}
-	if err := ch.CloseWrite(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.Copy(io.Discard, ch); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case r := <-requests: // it came before the end, or it is not here yet
-		if r == nil || r.Type != "exit-status" || r.Payload[3] != 7 {
-			t.Errorf("%+v came", r)
-		}
-	default:
-		t.Error("the output has ended, and nobody has said how the program did")
-	}
-}
