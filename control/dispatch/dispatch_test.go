@@ -57,55 +57,6 @@ func TestNothingNewIsNotSent(t *testing.T) {
 	}
 }
 
-// TestAChangeThatWasMissed: a broker beside the server is away and comes back, and
-// the host, which was connected to it all the time, says no hello.
-func TestAChangeThatWasMissed(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	w.hello()
-	w.settle()
-	w.connected.Store(false)
-	w.touch()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		w.svc.lanes.mu.Lock()
-		missed := w.svc.lanes.all[w.host].missed
-		w.svc.lanes.mu.Unlock()
-		if missed {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatal("nobody has noted the change")
-		}
-	}
-	w.connected.Store(true)
-	w.settle()
-}
-
-// TestALostCommit: the database has died before a document that was published was
-// on its disk.
-func TestALostCommit(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	w.hello()
-	w.settle()
-	w.loss.Store(true) // the host may have got it, or not
-	w.touch()
-	for end := time.Now().Add(10 * time.Second); w.row().Dirty; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("no document is made")
-		}
-	}
-	w.idle()
-	lost := w.row().Generation
-	w.exec("update desired_documents set generation = generation - 1, dirty = true")
-	w.loss.Store(false)
-	w.touch()
-	w.settle()
-	if now := w.row().Generation; now <= lost {
-		t.Errorf("generation %d again, after %d", now, lost)
-	}
-}
-
 // TestRestoredBackup: control has forgotten generations that the agent has
 // obeyed; the next one is above all of them.
 func TestRestoredBackup(t *testing.T) {
