@@ -7,7 +7,7 @@ const (
 	TopicHello     = "hello"     // agent → control: Hello, after every CONNACK
 	TopicDesired   = "desired"   // control → agent: COSE_Sign1 of Desired or of a Reference, QoS 0
 	TopicDial      = "dial"      // control → agent: Dial, QoS 0
-	TopicStatus    = "status"    // agent → control: Status, QoS 1
+	TopicStatus    = "status"    // agent → control: Status, QoS 0; repeated at QoS 1
 	TopicPresence  = "presence"  // agent (and its will) → control: Presence
 	TopicTelemetry = "telemetry" // agent → control: TelemetryBatch, QoS 1
 	TopicAck       = "ack"       // control → agent: Ack, QoS 0

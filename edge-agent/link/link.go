@@ -12,7 +12,7 @@
 //	connect -> CONNACK -> subscribe -> presence, hello, status
 //	  ^                                   | status: on change, every 30 s,
 //	  |                                   v and again until acknowledged
-//	  +-- full jitter 0.5-60 s <----- cut, refused, not acknowledged in 10 s
+//	  +-- full jitter 0.5-60 s <----- cut, refused, silent for 10 s after a question
 package link
 
 import (

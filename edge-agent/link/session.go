@@ -65,13 +65,15 @@ func (l *Link) publish(ctx context.Context, cm *autopaho.ConnectionManager, topi
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", topic, err)
 	}
-	return l.send(ctx, cm, topic, payload)
+	return l.send(ctx, cm, 1, topic, payload)
 }
 
-func (l *Link) send(ctx context.Context, cm *autopaho.ConnectionManager, topic string, payload []byte) error {
+// send publishes. At QoS 1 it waits until the broker has it, and fails when that
+// is silent for sayWithin.
+func (l *Link) send(ctx context.Context, cm *autopaho.ConnectionManager, qos byte, topic string, payload []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, sayWithin)
 	defer cancel()
-	if _, err := cm.Publish(ctx, &paho.Publish{Topic: protocol.HostTopic(l.host, topic), QoS: 1, Payload: payload}); err != nil {
+	if _, err := cm.Publish(ctx, &paho.Publish{Topic: protocol.HostTopic(l.host, topic), QoS: qos, Payload: payload}); err != nil {
 		return fmt.Errorf("publish %s: %w", topic, err)
 	}
 	return nil
@@ -192,7 +194,7 @@ func (s *session) status(ctx context.Context, measure bool, again *time.Timer) e
 		s.events = st.Events[n-1].Seq
 	}
 	again.Reset(s.repeat)
-	return s.send(ctx, s.cm, protocol.TopicStatus, encoded)
+	return s.send(ctx, s.cm, 0, protocol.TopicStatus, encoded)
 }
 
 // encodeStatus shortens texts where a status would be larger than a document
@@ -227,11 +229,13 @@ func (s *session) acknowledge(again *time.Timer) {
 	}
 }
 
+// sayAgain says a status that nobody has acknowledged, at QoS 1: a broker that
+// does not answer now is dead.
 func (s *session) sayAgain(ctx context.Context, again *time.Timer) error {
 	if s.sent == nil {
 		return nil
 	}
 	s.repeat = min(2*s.repeat, lastRepeat)
 	again.Reset(s.repeat)
-	return s.send(ctx, s.cm, protocol.TopicStatus, s.sent)
+	return s.send(ctx, s.cm, 1, protocol.TopicStatus, s.sent)
 }
