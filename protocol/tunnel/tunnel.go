@@ -9,7 +9,7 @@
 // On the WebSocket, binary messages are the bytes and text messages control:
 //
 //	"eof"          no more bytes from this side (half-close)
-//	"ping" "pong"  every 15 s both ways, of a spare 30 s, as data, because
+//	"ping" "pong"  every 15 s both ways, of a spare 45 s, as data, because
 //	               middleboxes cut what carries only WebSocket pings
 //
 // Close code 1000 is a clean end of both directions, 1012 a restart with the
@@ -38,10 +38,10 @@ const (
 	pingEvery = 15 * time.Second
 	deadAfter = 45 * time.Second
 
-	// A fleet has a spare per host, so their pings add up; 30 s are within the
+	// A fleet has a spare per host, so their pings add up; 45 s are within the
 	// minute after which proxies cut.
-	restPing = 30 * time.Second
-	restDead = 75 * time.Second
+	restPing = 45 * time.Second
+	restDead = 110 * time.Second
 	bufSize  = 64 << 10 // bytes of a write; 4 KiB, the library's default, carries a third as much
 
 	// readBufSize is held by every idle spare. Larger ones measure no faster:
