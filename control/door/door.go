@@ -1,4 +1,5 @@
-// Package door bounds what strangers hold of a listener.
+// Package door bounds what strangers, and connections that are idle, hold of a
+// listener.
 //
 // It owns how many connections of one network, and of all, may be open whose
 // client has not shown yet who it is, and how often they may send something; how

@@ -363,11 +363,11 @@ func (s *Server) serveWeb(ctx context.Context, address string, handler http.Hand
 	})
 	defer stop()
 	if cfg == nil {
-		err = srv.Serve(l)
+		err = srv.Serve(door.Idle(l))
 	} else {
 		turns := door.NewTurns()
 		srv.TLSConfig = turns.Config(cfg)
-		err = srv.ServeTLS(tunnel.Listener(turns.Listener(l)), "", "")
+		err = srv.ServeTLS(tunnel.Listener(turns.Listener(door.Idle(l))), "", "")
 	}
 	if errors.Is(err, http.ErrServerClosed) {
 		<-finished // requests still need the database
@@ -389,6 +389,7 @@ func (s *Server) serveMQTT(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listen for MQTT: %w", err)
 	}
+	l = door.Idle(l)
 	if !s.cfg.PlainHTTP {
 		l = tls.NewListener(l, s.identity.tlsConfig())
 	}
