@@ -44,38 +44,55 @@ func Listen(ctx context.Context, pool *Pool, channel string, fn func(payload str
 // is at work is handed over together, each payload once. With nil anything may
 // have been missed.
 func ListenMany(ctx context.Context, pool *Pool, channel string, fn func(payloads []string)) error {
-	var mu sync.Mutex // guards what follows
-	all := false
-	waiting := map[string]struct{}{}
-	wake := make(chan struct{}, 1)
-	go func() {
-		_ = Listen(ctx, pool, channel, func(payload string) { // it returns nil, with ctx
-			mu.Lock()
-			defer mu.Unlock()
-			all = all || payload == ""
-			waiting[payload] = struct{}{}
-			select {
-			case wake <- struct{}{}:
-			default:
-			}
-		})
-	}()
+	g := gathered{waiting: map[string]struct{}{}, wake: make(chan struct{}, 1)}
+	go func() { _ = Listen(ctx, pool, channel, g.add) }() // it returns nil, with ctx
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-wake:
+		case <-g.wake:
 		}
-		mu.Lock()
-		now := slices.Sorted(maps.Keys(waiting))
-		if all {
-			now = nil
+		if now, some := g.take(); some {
+			fn(now)
 		}
-		all = false
-		clear(waiting)
-		mu.Unlock()
-		fn(now)
 	}
+}
+
+// gathered is what has come and was not handed over yet.
+type gathered struct {
+	wake chan struct{} // of one: something may have come
+
+	mu      sync.Mutex // guards what follows
+	waiting map[string]struct{}
+	all     bool
+}
+
+func (g *gathered) add(payload string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if payload == "" {
+		g.all = true
+	} else {
+		g.waiting[payload] = struct{}{}
+	}
+	select {
+	case g.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take returns what has come, nil for anything; some is false when that is
+// nothing, for what woke us may have been handed over with what came before it.
+func (g *gathered) take() (payloads []string, some bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	some = g.all || len(g.waiting) > 0
+	if !g.all {
+		payloads = slices.Sorted(maps.Keys(g.waiting))
+	}
+	g.all = false
+	clear(g.waiting)
+	return payloads, some
 }
 
 // Feed is Listen on several channels for who keeps a copy of what is in the
