@@ -46,10 +46,10 @@ func noteObserved(ctx context.Context, tx pg.Tx, byHost map[string]*protocol.Sta
 	for i, host := range hosts {
 		observed[i], applied[i] = int64(byHost[host].Observed), int64(byHost[host].Applied)
 	}
-	_, err := tx.Exec(ctx, `with said as (select * from unnest($1::text[], $2::bigint[], $3::bigint[]) n (host_id, observed, applied)),
-		old as (select host_id from desired_documents d join said n using (host_id)
-			where (d.observed, d.applied) is distinct from (n.observed, n.applied) order by host_id for no key update of d)
-		update desired_documents d set observed = n.observed, applied = n.applied from said n join old using (host_id) where d.host_id = n.host_id`,
+	_, err := tx.Exec(ctx, `with new as (select d.host_id, n.observed, n.applied
+			from unnest($1::text[], $2::bigint[], $3::bigint[]) n (host_id, observed, applied) join desired_documents d using (host_id)
+			where (d.observed, d.applied) is distinct from (n.observed, n.applied) order by d.host_id for no key update of d)
+		update desired_documents d set observed = new.observed, applied = new.applied from new where d.host_id = new.host_id`,
 		hosts, observed, applied)
 	return err
 }

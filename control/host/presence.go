@@ -20,7 +20,11 @@ type Seen struct {
 // Presences returns who is there, for integrations: some hosts, or all when ids is
 // nil. Retired hosts are not.
 func (s *Service) Presences(ctx context.Context, ids []string) ([]Seen, error) {
-	rows, err := s.pool.Query(ctx, "select id, replica, epoch, online and state <> 'retired' from hosts where $1::text[] is null or id = any($1)", ids)
+	sql, args := "select id, replica, epoch, online and state <> 'retired' from hosts", []any(nil)
+	if ids != nil {
+		sql, args = sql+" where id = any($1)", []any{ids}
+	}
+	rows, err := s.pool.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read presences: %w", err)
 	}

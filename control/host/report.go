@@ -89,11 +89,11 @@ func noteBeats(ctx context.Context, pool *pg.Pool, beats map[string]*protocol.St
 	c := usagesOf(beats)
 	var b pgx.Batch
 	b.Queue(pg.Unhurried)
-	b.Queue(`with l as (select host_id from host_usage where host_id = any($1) order by host_id for no key update)
-		update host_usage u set at = now(), cpu_percent = b.cpu, load1 = b.load, memory_used = b.memory, disk_used = b.disk, uptime = b.uptime
-		from unnest($1::text[], $2::bigint[], $3::real[], $4::real[], $5::bigint[], $6::bigint[], $7::bigint[]) b (id, epoch, cpu, load, memory, disk, uptime)
-		join l on l.host_id = b.id join hosts h on h.id = b.id and h.epoch = b.epoch and h.online and h.state <> 'retired'
-		where u.host_id = b.id returning u.host_id`, c.hosts, c.epochs, c.cpu, c.load, c.memory, c.disk, c.uptime).Query(func(rows pgx.Rows) error {
+	b.Queue(`with l as (select b.* from unnest($1::text[], $2::bigint[], $3::real[], $4::real[], $5::bigint[], $6::bigint[], $7::bigint[])
+			b (id, epoch, cpu, load, memory, disk, uptime) join hosts h on h.id = b.id and h.epoch = b.epoch and h.online and h.state <> 'retired'
+			join host_usage u on u.host_id = b.id order by b.id for no key update of u)
+		update host_usage u set at = now(), cpu_percent = l.cpu, load1 = l.load, memory_used = l.memory, disk_used = l.disk, uptime = l.uptime
+		from l where u.host_id = l.id returning u.host_id`, c.hosts, c.epochs, c.cpu, c.load, c.memory, c.disk, c.uptime).Query(func(rows pgx.Rows) error {
 		noted, err = pgx.CollectRows(rows, pgx.RowTo[string])
 		return err
 	})
@@ -122,12 +122,12 @@ func (s *Service) noteStatuses(ctx context.Context, tx pg.Tx, said map[string]*p
 	for i, host := range hosts {
 		epochs[i], replicas[i], faults[i] = int64(said[host].Epoch), s.replica(host), said[host].Fault
 	}
-	rows, err := tx.Query(ctx, `with said as (select * from unnest($1::text[], $2::bigint[], $3::text[], $4::text[]) n (id, epoch, replica, fault)),
-		old as (select h.id, h.online, h.fault from hosts h join said n using (id)
+	rows, err := tx.Query(ctx, `with old as (select h.id, h.online, h.fault, n.epoch, n.replica, n.fault says
+			from unnest($1::text[], $2::bigint[], $3::text[], $4::text[]) n (id, epoch, replica, fault) join hosts h using (id)
 			where h.epoch <= n.epoch and h.state <> 'retired' and (h.online, h.epoch, h.replica, h.fault) is distinct from (true, n.epoch, n.replica, n.fault)
 			order by h.id for no key update of h)
-		update hosts h set online = true, epoch = n.epoch, replica = n.replica, fault = n.fault, last_seen = now() from said n join old using (id)
-		where h.id = n.id and h.epoch <= n.epoch and h.state <> 'retired' returning h.id, not old.online or old.fault <> n.fault`, hosts, epochs, replicas, faults)
+		update hosts h set online = true, epoch = old.epoch, replica = old.replica, fault = old.says, last_seen = now() from old
+		where h.id = old.id and h.epoch <= old.epoch and h.state <> 'retired' returning h.id, not old.online or old.fault <> old.says`, hosts, epochs, replicas, faults)
 	if err != nil {
 		return nil, err
 	}
