@@ -397,12 +397,16 @@ func workspaceName(ctx context.Context, db pg.DB, id string) (name string, err e
 	return name, err
 }
 
-// lostHosts returns the hosts that are retired while environments still count
-// on them.
-func lostHosts(ctx context.Context, db pg.DB) ([]string, error) {
-	rows, err := db.Query(ctx, `select distinct e.host_id from environments e left join hosts h on h.id = e.host_id
+// lostHosts returns those of hosts, or with nil of all, that are retired while
+// environments still count on them.
+func lostHosts(ctx context.Context, db pg.DB, hosts []string) ([]string, error) {
+	sql, args := `select distinct e.host_id from environments e left join hosts h on h.id = e.host_id
 		where e.host_id <> '' and (h.id is null or h.state = 'retired')
-		and (e.want <> 'stopped' or e.phase <> 'failed' or exists (select from host_allocations where workload = e.id))`)
+		and (e.want <> 'stopped' or e.phase <> 'failed' or exists (select from host_allocations where workload = e.id))`, []any(nil)
+	if hosts != nil {
+		sql, args = sql+" and e.host_id = any($1)", []any{hosts}
+	}
+	rows, err := db.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, fmt.Errorf("look for retired hosts: %w", err)
 	}

@@ -68,7 +68,7 @@ func (s *Service) followHosts(ctx context.Context, hosts []string) error {
 	if err := s.drained(ctx, hosts); err != nil {
 		return err
 	}
-	lost, err := lostHosts(ctx, s.pool)
+	lost, err := lostHosts(ctx, s.pool, hosts)
 	if err != nil {
 		return err
 	}
