@@ -121,10 +121,8 @@ func (w *world) save() {
 // restore brings the backup back; what was published since may come again with
 // other contents, which is what agents must be spared.
 func (w *world) restore() {
-	w.exec("delete from wishes")
-	w.exec("delete from desired_documents")
-	w.exec("insert into wishes table backup_wishes")
-	w.exec("insert into desired_documents table backup_documents")
+	w.exec(`lock table wishes, desired_documents; delete from wishes; delete from desired_documents;
+		insert into wishes table backup_wishes; insert into desired_documents table backup_documents`) // in one transaction: the dispatcher is at work
 	w.mu.Lock()
 	clear(w.history)
 	w.mu.Unlock()

@@ -17,7 +17,7 @@ const (
 	laneIdle    = 5 * time.Minute // after so long without a connection a lane is forgotten; the next message makes it again
 	resync      = 10 * time.Minute
 	workTimeout = 20 * time.Second
-	beatEvery   = time.Second // heartbeats that came meanwhile are noted together
+	beatEvery   = 250 * time.Millisecond // heartbeats that came meanwhile are noted together; seldom is in bursts, which people's keys wait behind
 	maxPresence = 8
 
 	returnsPerCore = 100 // hosts that may come back per second: one takes 5 ms and more of the server and PostgreSQL
