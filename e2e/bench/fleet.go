@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -275,10 +276,12 @@ func (c *crowd) list() error {
 			}
 		})
 	}
+	begin := time.Now()
 	all.Wait()
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	fmt.Fprintf(os.Stderr, "%d lists took %v, half of them at most %.0f ms, the slowest %.0f\n", len(took), time.Since(begin).Round(time.Millisecond), median(took), slices.Max(took))
 	c.b.bound(fmt.Sprintf("list 100 of %d hosts, 50 requests at once, p95", c.n), "ms", quantile(0.95, took), 50)
 	return nil
 }
