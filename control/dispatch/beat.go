@@ -3,19 +3,42 @@ package dispatch
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"time"
 
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
-// said is what a status says but for what changes all the time.
+// said is what a status says but for what changes all the time, as a digest: most
+// statuses are heartbeats, and this is done for each.
 func said(st *protocol.Status) (sum [sha256.Size]byte, err error) {
-	rest := protocol.Status{Epoch: st.Epoch, Observed: st.Observed, Applied: st.Applied, Workloads: st.Workloads, Fault: st.Fault}
-	for _, g := range st.Usage.GPUUsed {
-		rest.Usage.GPUUsed = append(rest.Usage.GPUUsed, protocol.GPUUsage{UUID: g.UUID, Healthy: g.Healthy})
+	text := make([]byte, 0, 1<<10)
+	number := func(n uint64) { text = binary.BigEndian.AppendUint64(text, n) }
+	word := func(s string) {
+		number(uint64(len(s)))
+		text = append(text, s...)
 	}
-	b, err := protocol.Marshal(&rest)
-	return sha256.Sum256(b), err
+	number(uint64(st.Epoch))
+	number(st.Observed)
+	number(st.Applied)
+	word(st.Fault)
+	number(uint64(len(st.Usage.GPUUsed)))
+	for _, g := range st.Usage.GPUUsed {
+		word(g.UUID)
+		if g.Healthy {
+			number(1)
+		} else {
+			number(0)
+		}
+	}
+	if len(st.Workloads) > 0 {
+		workloads, err := protocol.Marshal(st.Workloads)
+		if err != nil {
+			return sum, err
+		}
+		text = append(text, workloads...)
+	}
+	return sha256.Sum256(text), nil
 }
 
 // take lets a status wait: to be taken whole or, when it says nothing new, to be

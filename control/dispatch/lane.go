@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	laneIdle    = 5 * time.Minute // after so long without a connection a lane is forgotten; the next message makes it again
-	resync      = 10 * time.Minute
+	laneIdle    = 5 * time.Minute  // after so long without a connection a lane is forgotten; the next message makes it again
+	resync      = 30 * time.Minute // heals what nobody told of; takes 3 ms of PostgreSQL for each host
 	workTimeout = 20 * time.Second
 	beatEvery   = 250 * time.Millisecond // heartbeats that came meanwhile are noted together; seldom is in bursts, which people's keys wait behind
 	maxPresence = 8
