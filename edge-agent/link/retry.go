@@ -12,8 +12,8 @@ import (
 // In the first minutes of an outage it stays below earlyLimit, so that a host
 // is back soon after a restart of the server. The first attempt is soon, for it
 // may be the host's own line that was cut; the second, of a host that nobody
-// waits for, is some time in what the server has said, or all of a large fleet
-// would come at once and none get in.
+// waits for, is some time in what the server has said, and each later one in half
+// of that, or all of a large fleet would come at once and none get in.
 const (
 	firstLimit   = 500 * time.Millisecond
 	earlyLimit   = 8 * time.Second
@@ -65,8 +65,13 @@ func (r *retry) next(inUse bool) time.Duration {
 	case time.Since(r.began) < earlyFor:
 		highest = earlyLimit
 	}
-	if r.limit = min(2*limit, highest); limit > firstLimit && !r.spreads {
-		r.spreads, limit = true, max(limit, spread) // once: who comes too early is one of few
+	r.limit = min(2*limit, highest)
+	switch {
+	case limit <= firstLimit:
+	case !r.spreads:
+		r.spreads, limit = true, max(limit, spread)
+	default: // came too early, as all have when the outage is long
+		limit = max(limit, spread/2)
 	}
 	return max(rand.N(limit), leastDelay)
 }
