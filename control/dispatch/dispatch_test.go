@@ -121,7 +121,7 @@ func (w *world) save() {
 // restore brings the backup back; what was published since may come again with
 // other contents, which is what agents must be spared.
 func (w *world) restore() {
-	w.exec(`lock table wishes, desired_documents; delete from wishes; delete from desired_documents;
+	w.exec(`lock table desired_documents, wishes; delete from wishes; delete from desired_documents;
 		insert into wishes table backup_wishes; insert into desired_documents table backup_documents`) // in one transaction: the dispatcher is at work
 	w.mu.Lock()
 	clear(w.history)

@@ -33,7 +33,8 @@ func (l idleListener) Accept() (net.Conn, error) {
 // parts are looked at one after the other, so that each look is short.
 const parts = 16
 
-// clock looks at all its connections once around; while there are any.
+// clock looks at all its connections once around, while there are any. It has each
+// until it is closed.
 type clock struct {
 	far, around time.Duration
 

@@ -29,10 +29,13 @@ func timedPair(t *testing.T) (c *timed, there net.Conn) {
 	return here.(*timed), there
 }
 
-// ends fails unless do ends by its deadline, at the earliest after so long.
-func ends(t *testing.T, what string, after time.Duration, do func() error) {
+// ends fails unless do ends by the deadline that set sets, at the earliest after so long.
+func ends(t *testing.T, what string, after time.Duration, set func(time.Time) error, do func() error) {
 	t.Helper()
 	start := time.Now()
+	if err := set(start.Add(after)); err != nil {
+		t.Fatal(err)
+	}
 	err := do()
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("%s: %v", what, err)
@@ -67,19 +70,21 @@ func TestFarDeadlines(t *testing.T) {
 		{"a far write", 300 * time.Millisecond, c.SetWriteDeadline, write},
 		{"a near write", 20 * time.Millisecond, c.SetWriteDeadline, write},
 		{"a far read of both", 300 * time.Millisecond, c.SetDeadline, read},
+		{"a far write of both", 300 * time.Millisecond, c.SetDeadline, write},
+		{"a read whose near deadline was moved", 300 * time.Millisecond, func(far time.Time) error {
+			return errors.Join(c.SetReadDeadline(time.Now().Add(50*time.Millisecond)), c.SetReadDeadline(far))
+		}, read},
 	} {
-		if err := step.set(time.Now().Add(step.after)); err != nil {
-			t.Fatal(err)
-		}
-		ends(t, step.what, step.after, step.do)
+		ends(t, step.what, step.after, step.set, step.do)
 	}
 
 	// What was moved, or taken away, does not end a read.
-	for _, later := range []time.Time{time.Now().Add(time.Hour), {}} {
-		if err := errors.Join(c.SetReadDeadline(time.Now().Add(150*time.Millisecond)), c.SetReadDeadline(later)); err != nil {
+	for i, later := range []time.Time{time.Now().Add(time.Hour), time.Now().Add(time.Hour), {}, {}} {
+		soon := time.Now().Add([]time.Duration{150 * time.Millisecond, 50 * time.Millisecond}[i%2]) // far, near
+		if err := errors.Join(c.SetReadDeadline(soon), c.SetReadDeadline(later)); err != nil {
 			t.Fatal(err)
 		}
-		time.AfterFunc(500*time.Millisecond, func() { _, _ = there.Write([]byte("x")) })
+		time.AfterFunc(400*time.Millisecond, func() { _, _ = there.Write([]byte("x")) })
 		if n, err := c.Read(buf); n != 1 || err != nil {
 			t.Errorf("read %d bytes, %v", n, err)
 		}
@@ -105,10 +110,7 @@ func TestTheClockStops(t *testing.T) {
 	defer there.Close()
 	again := k.wrap(here)
 	defer again.Close()
-	if err := again.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
-		t.Fatal(err)
-	}
-	ends(t, "a read of a later connection", 200*time.Millisecond, func() error { _, err := io.ReadFull(again, make([]byte, 1)); return err })
+	ends(t, "a read of a later connection", 200*time.Millisecond, again.SetReadDeadline, func() error { _, err := io.ReadFull(again, make([]byte, 1)); return err })
 }
 
 func running(k *clock) bool {

@@ -279,14 +279,18 @@ func claim(ctx context.Context, tx pg.Tx, said map[string]*protocol.Status) (map
 	return last, nil
 }
 
-// noteDrained notes whether hosts are drained, and returns those to which that is
-// news: what runs there must be told.
+// noteDrained notes whether hosts, or with nil all, are drained, and returns those
+// to which that is news: what runs there must be told.
 func noteDrained(ctx context.Context, tx pg.Tx, hosts []string) ([]string, error) {
+	which, args := "", []any(nil)
+	if hosts != nil {
+		which, args = "h.id = any($1) and ", []any{hosts}
+	}
 	rows, err := tx.Query(ctx, `with now as (insert into environment_reports as r (host_id, epoch, seq, drained)
 		select h.id, 0, 0, h.state in ('draining', 'maintenance') from hosts h left join environment_reports k on k.host_id = h.id
-		where ($1::text[] is null or h.id = any($1)) and h.state <> 'retired' and k.drained is distinct from (h.state in ('draining', 'maintenance')) order by h.id
+		where `+which+`h.state <> 'retired' and k.drained is distinct from (h.state in ('draining', 'maintenance')) order by h.id
 		on conflict (host_id) do update set drained = excluded.drained where r.drained <> excluded.drained
-		returning r.host_id, r.drained or r.epoch > 0 as news) select host_id from now where news order by host_id`, hosts)
+		returning r.host_id, r.drained or r.epoch > 0 as news) select host_id from now where news order by host_id`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("note draining: %w", err)
 	}

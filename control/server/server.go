@@ -363,7 +363,7 @@ func (s *Server) serveWeb(ctx context.Context, address string, handler http.Hand
 	})
 	defer stop()
 	if cfg == nil {
-		err = srv.Serve(door.Idle(l))
+		err = srv.Serve(tunnel.Listener(door.Idle(l)))
 	} else {
 		turns := door.NewTurns()
 		srv.TLSConfig = turns.Config(cfg)

@@ -45,11 +45,25 @@ type control struct {
 	documents atomic.Pointer[http.HandlerFunc] // what they are answered; nil: none is there
 
 	mu    sync.Mutex // guards conns
-	conns []net.Conn
+	conns []*muted
+}
+
+// muted is a connection whose other end hears nothing any more, once it hangs.
+type muted struct {
+	net.Conn
+	hangs atomic.Bool
+}
+
+func (m *muted) Write(p []byte) (int, error) {
+	if m.hangs.Load() {
+		return len(p), nil
+	}
+	return m.Conn.Write(p)
 }
 
 type message struct {
 	topic   string
+	qos     byte
 	payload []byte
 }
 
@@ -111,7 +125,8 @@ func (c *control) hostOf(token, audience string) (string, error) {
 	return claims.Subject, err
 }
 
-func (c *control) serve(conn net.Conn) {
+func (c *control) serve(raw net.Conn) {
+	conn := &muted{Conn: raw}
 	c.mu.Lock()
 	c.conns = append(c.conns, conn)
 	c.mu.Unlock()
@@ -127,6 +142,15 @@ func (c *control) cut() {
 		conn.Close()
 	}
 	c.conns = nil
+}
+
+// hang has the broker answer nothing on the connections that there are.
+func (c *control) hang() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, conn := range c.conns {
+		conn.hangs.Store(true)
+	}
 }
 
 func (c *control) caPEM() []byte {
@@ -192,7 +216,7 @@ func (d *door) OnACLCheck(*mqtt.Client, string, bool) bool { return true }
 
 func (d *door) OnPublished(_ *mqtt.Client, pk packets.Packet) {
 	if _, topic, ok := protocol.SplitHostTopic(pk.TopicName); ok {
-		d.control.said <- message{topic, append([]byte(nil), pk.Payload...)}
+		d.control.said <- message{topic, pk.FixedHeader.Qos, append([]byte(nil), pk.Payload...)}
 	}
 }
 

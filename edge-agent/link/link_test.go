@@ -237,6 +237,53 @@ func TestFloodIsMerged(t *testing.T) {
 	}
 }
 
+// TestSilentBroker: a status is said at QoS 0, and at QoS 1 when nobody has
+// acknowledged the one before, so a broker that hangs is noticed: also by a host
+// that always has something new to say.
+func TestSilentBroker(t *testing.T) {
+	t.Parallel()
+	for what, every := range map[string]time.Duration{"nothing new": time.Hour, "always something new": 100 * time.Millisecond} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			c := newControl(t)
+			h := newHost(t, c, t.TempDir())
+			for _, want := range []byte{0, 1} {
+				if m := nextOn(c, protocol.TopicStatus); m.qos != want {
+					t.Fatalf("a status at QoS %d, want %d", m.qos, want)
+				}
+			}
+			epoch := h.epoch.Load()
+			c.hang()
+			tick := time.NewTicker(every)
+			defer tick.Stop()
+			for late := time.After(patience); h.epoch.Load() == epoch; {
+				select {
+				case <-tick.C:
+					h.Changed()
+				case <-time.After(50 * time.Millisecond):
+				case <-late:
+					t.Fatalf("it has not noticed within %s", patience)
+				}
+			}
+		})
+	}
+}
+
+func nextOn(c *control, topic string) message {
+	c.t.Helper()
+	deadline := time.After(patience)
+	for {
+		select {
+		case m := <-c.said:
+			if m.topic == topic {
+				return m
+			}
+		case <-deadline:
+			c.t.Fatalf("nothing on %s within %s", topic, patience)
+		}
+	}
+}
+
 func TestAckEndsRepetition(t *testing.T) {
 	t.Parallel()
 	c := newControl(t)

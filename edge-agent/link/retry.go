@@ -10,10 +10,11 @@ import (
 
 // Delays between attempts: random below a limit that doubles from firstLimit.
 // In the first minutes of an outage it stays below earlyLimit, so that a host
-// is back soon after a restart of the server. The first attempt is soon, for it
-// may be the host's own line that was cut; the second, of a host that nobody
-// waits for, is some time in what the server has said, and each later one in half
-// of that, or all of a large fleet would come at once and none get in.
+// is back soon after a restart of the server. In a large fleet, where all would
+// come at once and none get in, that is so for hosts that somebody waits for. The
+// first attempt of the others is soon too, for it may be their own line that was
+// cut; the second is some time in what the server has said, and later ones in
+// half of that.
 const (
 	firstLimit   = 500 * time.Millisecond
 	earlyLimit   = 8 * time.Second
@@ -67,11 +68,11 @@ func (r *retry) next(inUse bool) time.Duration {
 	}
 	r.limit = min(2*limit, highest)
 	switch {
-	case limit <= firstLimit:
+	case limit <= firstLimit, r.rejected:
 	case !r.spreads:
 		r.spreads, limit = true, max(limit, spread)
 	default: // came too early, as all have when the outage is long
-		limit = max(limit, spread/2)
+		limit = max(limit, min(spread/2, lastLimit))
 	}
 	return max(rand.N(limit), leastDelay)
 }

@@ -81,6 +81,17 @@ func TestRetry(t *testing.T) {
 		if longest <= spread/2 || longest > spread {
 			t.Errorf("nobody waits, and it comes back after at most %s of %s", longest, spread)
 		}
+		r = retry{rejected: true}
+		r.told(10 * spread)
+		if d := outage(&r, time.Hour); d > refusedLimit {
+			t.Errorf("waits %s while it is refused", d)
+		}
+		r = retry{}
+		r.told(10 * spread)
+		outage(&r, 12*spread)
+		if d := outage(&r, time.Hour); d > lastLimit {
+			t.Errorf("waits %s in a long outage of a very large fleet", d)
+		}
 		if later <= spread/4 || later > spread/2 {
 			t.Errorf("nobody waits, and after it came too early it comes back after at most %s of %s", later, spread/2)
 		}

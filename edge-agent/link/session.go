@@ -189,12 +189,16 @@ func (s *session) status(ctx context.Context, measure bool, again *time.Timer) e
 	if err != nil {
 		return err
 	}
+	qos := byte(0)
+	if s.sent != nil { // the one before is not acknowledged: is anybody there?
+		qos = 1
+	}
 	s.sent, s.seq, s.repeat = encoded, st.Seq, s.firstRepeat
 	if n := len(st.Events); n > 0 {
 		s.events = st.Events[n-1].Seq
 	}
 	again.Reset(s.repeat)
-	return s.send(ctx, s.cm, 0, protocol.TopicStatus, encoded)
+	return s.send(ctx, s.cm, qos, protocol.TopicStatus, encoded)
 }
 
 // encodeStatus shortens texts where a status would be larger than a document
@@ -229,8 +233,8 @@ func (s *session) acknowledge(again *time.Timer) {
 	}
 }
 
-// sayAgain says a status that nobody has acknowledged, at QoS 1: a broker that
-// does not answer now is dead.
+// sayAgain says a status that nobody has acknowledged, and asks the broker whether
+// it has that: one that does not answer is dead.
 func (s *session) sayAgain(ctx context.Context, again *time.Timer) error {
 	if s.sent == nil {
 		return nil

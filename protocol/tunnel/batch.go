@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"crypto/tls"
+	"io"
 	"net"
 	"sync"
 )
@@ -28,7 +29,7 @@ type batch struct {
 }
 
 // Listener returns l with connections that carry large messages at less cost.
-// It goes under TLS.
+// It goes under TLS, if there is any.
 func Listener(l net.Listener) net.Listener { return listener{l} }
 
 type listener struct{ net.Listener }
@@ -41,15 +42,17 @@ func (l listener) Accept() (net.Conn, error) {
 	return &batch{Conn: c}, nil
 }
 
-// batchUnder returns the batch under TLS; nil: there is none.
+// batchUnder returns the batch that c is, or that is under its TLS; nil: there is none.
 func batchUnder(c net.Conn) *batch {
-	t, ok := c.(*tls.Conn)
-	if !ok {
-		return nil
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
 	}
-	b, _ := t.NetConn().(*batch)
+	b, _ := c.(*batch)
 	return b
 }
+
+// ReadFrom lets the kernel send files, where there is no TLS.
+func (b *batch) ReadFrom(r io.Reader) (int64, error) { return io.Copy(b.Conn, r) }
 
 // NetConn returns the socket.
 func (b *batch) NetConn() net.Conn { return b.Conn }

@@ -327,7 +327,7 @@ func TestASilentPeerIsDead(t *testing.T) {
 	}
 }
 
-// TestASpareRests: one that has carried nothing says so half as often.
+// TestASpareRests: one that has carried nothing says so a third as often.
 func TestASpareRests(t *testing.T) {
 	for used, want := range map[bool]time.Duration{false: restPing, true: pingEvery} {
 		synctest.Test(t, func(t *testing.T) {
