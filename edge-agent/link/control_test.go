@@ -41,6 +41,8 @@ type control struct {
 	said    chan message       // what hosts published
 	hostKey atomic.Pointer[ed25519.PublicKey]
 	asked   atomic.Int32 // for documents
+	timed   atomic.Int32 // asked what time it is
+	before  atomic.Int32 // the last connection, as timed
 
 	documents atomic.Pointer[http.HandlerFunc] // what they are answered; nil: none is there
 
@@ -82,7 +84,7 @@ func newControl(t *testing.T) *control {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("/healthz", func(http.ResponseWriter, *http.Request) {})
+	mux.HandleFunc("/healthz", func(http.ResponseWriter, *http.Request) { c.timed.Add(1) })
 	mux.HandleFunc("/mqtt", c.serveMQTT)
 	mux.HandleFunc("/api/v1/agent/desired/{generation}", c.serveDocument)
 	c.http = httptest.NewTLSServer(mux)
@@ -205,6 +207,7 @@ func (d *door) Provides(b byte) bool {
 }
 
 func (d *door) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) bool {
+	d.control.before.Store(d.control.timed.Load())
 	if d.control.hostKey.Load() == nil || string(pk.Connect.Username) != protocol.MQTTUserHost {
 		return false
 	}

@@ -40,7 +40,7 @@ const (
 	receiveMax    = 32 // messages that may wait here unhandled, each at most maxPacket
 	sayWithin     = 10 * time.Second
 	firstRepeat   = 5 * time.Second // until a status is said again; doubles
-	clockEvery    = 10 * time.Minute
+	clockEvery    = 24 * time.Hour
 )
 
 // Config is what a Link needs. All but MQTT, Capabilities, InUse and Log is required.
@@ -228,8 +228,13 @@ func (l *Link) keepAlive(u *url.URL) uint16 {
 // connectPacket fills in what is new with every connection: the epoch, the
 // will that carries it, and a fresh token.
 func (l *Link) connectPacket(ctx context.Context, cp *paho.Connect) (*paho.Connect, error) {
-	if err := l.measureClock(ctx); err != nil {
-		return nil, err
+	l.mu.Lock()
+	unsure := l.measured.IsZero() || l.state.Phase == Refused
+	l.mu.Unlock()
+	if unsure || l.cfg.Server.Stepped() {
+		if err := l.measureClock(ctx); err != nil {
+			return nil, err
+		}
 	}
 	l.cfg.Store.CountFrom(l.cfg.Server.Now())
 	l.epoch.Store(l.cfg.Store.NextEpoch())
@@ -254,16 +259,12 @@ func (l *Link) presence(online bool) *protocol.Presence {
 	return &protocol.Presence{Version: protocol.Version, Epoch: l.epoch.Load(), Online: online}
 }
 
-// measureClock compares the clocks, now and then and after a refusal, and
-// tells when they differ much.
+// measureClock compares the clocks, and tells when they differ much. It takes a
+// connection of its own, so a fleet that comes back must not do so.
 func (l *Link) measureClock(ctx context.Context) error {
 	l.mu.Lock()
-	due := l.measured.IsZero() || time.Since(l.measured) > clockEvery || l.state.Phase == Refused || l.cfg.Server.Stepped()
 	warned := l.warned
 	l.mu.Unlock()
-	if !due {
-		return nil
-	}
 	offset, err := l.cfg.Server.Measure(ctx)
 	if err != nil {
 		return err
@@ -282,10 +283,13 @@ func (l *Link) measureClock(ctx context.Context) error {
 	return nil
 }
 
-// FollowClock measures anew when this host's clock was set since the last time,
-// and reports whether it did: who was refused may be let in now.
+// FollowClock measures anew when this host's clock was set since the last time, or
+// a day has passed, and reports whether it did: who was refused may be let in now.
 func (l *Link) FollowClock(ctx context.Context) bool {
-	return l.cfg.Server.Stepped() && l.measureClock(ctx) == nil
+	l.mu.Lock()
+	due := time.Since(l.measured) > clockEvery
+	l.mu.Unlock()
+	return (due || l.cfg.Server.Stepped()) && l.measureClock(ctx) == nil
 }
 
 func clockEvent(offset time.Duration) protocol.Event {

@@ -269,6 +269,27 @@ func TestSilentBroker(t *testing.T) {
 	}
 }
 
+// TestWhoComesBackDoesNotMeasure: a fleet that comes back takes one connection each;
+// the clock is compared day by day, by hosts that are connected.
+func TestWhoComesBackDoesNotMeasure(t *testing.T) {
+	t.Parallel()
+	c := newControl(t)
+	h := newHost(t, c, t.TempDir())
+	first := next[protocol.Status](c, protocol.TopicStatus, nil) // the next look at the clock is half a minute away
+	h.mu.Lock()
+	h.measured = time.Now().Add(-clockEvery - time.Minute)
+	h.mu.Unlock()
+	c.cut()
+	again := next(c, protocol.TopicHello, func(m *protocol.Hello) bool { return m.Epoch > first.Epoch })
+	if n := c.before.Load(); n != 1 {
+		t.Errorf("it had asked for the time %d times when it came back", n)
+	}
+	next(c, protocol.TopicHello, func(m *protocol.Hello) bool { return m.Epoch == again.Epoch }) // with what it has measured since
+	if n := c.timed.Load(); n != 2 {
+		t.Errorf("it asked for the time %d times", n)
+	}
+}
+
 func nextOn(c *control, topic string) message {
 	c.t.Helper()
 	deadline := time.After(patience)
