@@ -4,7 +4,8 @@
 // It owns how many connections of one network, and of all, may be open whose
 // client has not shown yet who it is, and how often they may send something; how
 // often somebody may guess is package account's business, and MQTT has limits of
-// its own in package broker. Its invariant: whoever has shown who they are is not counted, so strangers keep
+// its own in package broker. It also lets TLS handshakes take turns (Turns) and
+// keeps far deadlines without a timer each (Idle). Its invariant: whoever has shown who they are is not counted, so strangers keep
 // nobody out but others of their own network.
 package door
 

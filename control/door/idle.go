@@ -12,9 +12,9 @@ var idle = &clock{far: 8 * time.Second, around: 4 * time.Second}
 
 // Idle returns l with connections whose far deadlines cost no timer each. The
 // runtime goes through all timers of a processor whenever one that was stopped is
-// set anew to a near time, as pgx does with every query: beside ten thousand idle
-// hosts, with four each, everybody's work stood still for milliseconds by that. A
-// deadline that is far away is only noted here, and kept up to four seconds late.
+// set anew to a near time, as pgx does with every query: that was a tenth of a
+// server's work beside ten thousand idle hosts. A deadline that is far away is only
+// noted here, and kept up to four seconds late.
 func Idle(l net.Listener) net.Listener { return idleListener{l, idle} }
 
 type idleListener struct {
