@@ -130,11 +130,15 @@ func (p *plane) login(t *testing.T, dir string) {
 	}
 }
 
+// patience is more than the 45 s in which a host notices a server that hangs: a
+// heartbeat, the wait for its acknowledgement, and the one for the broker's.
+const patience = 75 * time.Second
+
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(40 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 40 s: %s", what)
+			t.Fatalf("not within %s: %s", patience, what)
 		}
 	}
 }
