@@ -64,14 +64,11 @@ func (p *plane) logIn(b *browser, app string) {
 	b.do("fill", args{"selector": "input[name=email]", "text": email}, nil)
 	b.do("fill", args{"selector": "input[name=password]", "text": password}, nil)
 	b.do("click", args{"selector": "button[type=submit]"}, nil)
-	eventually(b.t, 60*time.Second, "the login leads to the app", func() string {
+	eventually(b.t, 60*time.Second, "the login leads to the app", func() (string, bool) {
 		if fault := b.try("eval", args{"js": "return document.readyState === 'complete' && location.href"}, &at); fault != "" {
-			return fault // between two pages
+			return fault, false // between two pages
 		}
-		if !strings.HasPrefix(fmt.Sprint(at), app) {
-			return fmt.Sprint(at)
-		}
-		return ""
+		return fmt.Sprint(at), strings.HasPrefix(fmt.Sprint(at), app)
 	})
 }
 
@@ -232,12 +229,9 @@ func (w *world) closed(t *testing.T, p *plane, app string) {
 	b := w.browser("srv")
 	p.logIn(b, app)
 	leave(p.notebook(b, app, "closed.ipynb"))
-	eventually(t, 2*time.Minute, "the file has the output", func() string {
+	eventually(t, 2*time.Minute, "the file has the output", func() (string, bool) {
 		out, err := w.try("client", "remotegpu ssh lab -- cat /gemini/code/closed.ipynb")
-		if err != nil || !strings.Contains(out, `"the end\n"`) {
-			return out
-		}
-		return ""
+		return out, err == nil && strings.Contains(out, `"the end\n"`)
 	})
 	n := another(app)
 	n.open()
@@ -262,15 +256,9 @@ func (w *world) byPath(t *testing.T, p *plane) {
 	p.args = p.args[:len(p.args)-2]
 	p.start()
 	var o opened
-	eventually(t, 60*time.Second, "Jupyter is reached again", func() string {
+	eventually(t, 60*time.Second, "Jupyter is reached again", func() (string, bool) {
 		out, err := w.try("client", "remotegpu jupyter lab -o json")
-		if err != nil {
-			return out
-		}
-		if err := json.Unmarshal([]byte(out), &o); err != nil {
-			return err.Error()
-		}
-		return ""
+		return out, err == nil && json.Unmarshal([]byte(out), &o) == nil
 	})
 	if want := "https://" + srvAddr + ":8444/apps/default/lab/jupyter/"; o.App.URL != want {
 		t.Fatalf("Jupyter is at %s, want %s", o.App.URL, want)
@@ -322,23 +310,21 @@ run(socketserver.ThreadingUnixStreamServer('/tmp/a.sock', Unix))
 		b, _ := os.ReadFile(filepath.Join(w.dir, "forward.log"))
 		return string(b)
 	}
-	eventually(t, 20*time.Second, "says what is where", func() string {
-		if said := read(); !strings.Contains(said, "127.0.0.1:15300   udp   127.0.0.1:5300") {
-			return said
-		}
-		return ""
+	eventually(t, 20*time.Second, "says what is where", func() (string, bool) {
+		said := read()
+		return said, strings.Contains(said, "127.0.0.1:15300   udp   127.0.0.1:5300")
 	})
-	all := func() string {
+	all := func() (string, bool) {
 		for line, want := range map[string]string{
 			"curl -sS -m 20 http://127.0.0.1:18000/hostname": "lab",
 			`python3 -c "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(5); s.sendto(b'abc', ('127.0.0.1', 15300)); print(s.recv(99).decode())"`:                            "ABC",
 			`python3 -c "import socket; s = socket.create_connection(('127.0.0.1', 19000)); s.sendall(b'x' * 100000 + b'cba'); s.shutdown(1); print(b''.join(iter(lambda: s.recv(65536), b''))[:5].decode())"`: "abcxx",
 		} {
 			if out, err := w.try("client", line); err != nil || out != want {
-				return fmt.Sprintf("%s: %q, %v", line, out, err)
+				return fmt.Sprintf("%s: %q, %v", line, out, err), false
 			}
 		}
-		return ""
+		return "", true
 	}
 	eventually(t, 30*time.Second, "everything is reached", all)
 	if out, err := w.try("client", "curl -sS -m 20 http://127.0.0.1:17000/"); err == nil || !strings.Contains(read(), "Nothing listens on 127.0.0.1:7000") {
@@ -350,11 +336,9 @@ run(socketserver.ThreadingUnixStreamServer('/tmp/a.sock', Unix))
 		out, _ := w.try("client", "curl -sS -m 30 http://127.0.0.1:18000/hostname")
 		done <- out
 	}()
-	eventually(t, 20*time.Second, "says that the server is away", func() string {
-		if said := read(); !strings.Contains(said, "new connections wait for it") {
-			return said
-		}
-		return ""
+	eventually(t, 20*time.Second, "says that the server is away", func() (string, bool) {
+		said := read()
+		return said, strings.Contains(said, "new connections wait for it")
 	})
 	p.start()
 	if out := <-done; out != "lab" {

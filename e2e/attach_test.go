@@ -64,11 +64,9 @@ func (s *seat) types(text string) { fmt.Fprint(s.tty, text) }
 // sees waits until a text is on the screen.
 func (s *seat) sees(text string) {
 	s.t.Helper()
-	eventually(s.t, 20*time.Second, fmt.Sprintf("%q on the screen of %q", text, s.cmd.Args[2:]), func() string {
-		if screen := s.screen(); !strings.Contains(screen, text) {
-			return screen + "\n"
-		}
-		return ""
+	eventually(s.t, 20*time.Second, fmt.Sprintf("%q on the screen of %q", text, s.cmd.Args[2:]), func() (string, bool) {
+		screen := s.screen()
+		return screen, strings.Contains(screen, text)
 	})
 }
 

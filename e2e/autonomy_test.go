@@ -62,11 +62,11 @@ func autonomy(t *testing.T, w *world) {
 				over = time.Now()
 			}
 			p.waitPhase(comes, "running", 30*time.Second)
-			eventually(t, 30*time.Second, goes+" is gone", func() string {
-				if _, wanted := p.wanted()[goes]; wanted {
-					return "it is there"
-				}
-				return m.differs(p.wanted())
+			eventually(t, 30*time.Second, goes+" is gone", func() (string, bool) {
+				wanted := p.wanted()
+				_, there := wanted[goes]
+				diff := m.differs(wanted)
+				return fmt.Sprintf("there: %v; %s", there, diff), !there && diff == ""
 			})
 			d := time.Since(over)
 			t.Logf("what was asked for meanwhile was so %.1f s after the fault was over", d.Seconds())
@@ -91,14 +91,15 @@ func autonomy(t *testing.T, w *world) {
 		m.unplug()
 		m.boot()
 		m.must(atBoot)
-		eventually(t, 60*time.Second, "the container is back by itself", func() string { return m.differs(wanted) })
+		eventually(t, 60*time.Second, "the container is back by itself", func() (string, bool) {
+			diff := m.differs(wanted)
+			return diff, diff == ""
+		})
 		p.start()
 		p.waitPhase("keep", "running", 30*time.Second)
-		eventually(t, 30*time.Second, "a shell after the reboot", func() string {
-			if out, _ := w.try("client", "remotegpu ssh keep -- echo back"); out != "back" {
-				return out
-			}
-			return ""
+		eventually(t, 30*time.Second, "a shell after the reboot", func() (string, bool) {
+			out, _ := w.try("client", "remotegpu ssh keep -- echo back")
+			return out, out == "back"
 		})
 	})
 }
@@ -125,11 +126,9 @@ func (p *plane) ask(t *testing.T, comes, goes string) {
 		"create " + comes + " --wait=false --image " + busyboxImage: "already",
 		"rm " + goes + " --wait=false":                              "There is no environment",
 	} {
-		eventually(t, 20*time.Second, "the wish is taken: "+line, func() string {
-			if out, err := p.w.try("client", "remotegpu env "+line); err != nil && !strings.Contains(out, done) {
-				return out
-			}
-			return ""
+		eventually(t, 20*time.Second, "the wish is taken: "+line, func() (string, bool) {
+			out, err := p.w.try("client", "remotegpu env "+line)
+			return out, err == nil || strings.Contains(out, done)
 		})
 	}
 }

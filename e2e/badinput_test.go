@@ -80,12 +80,9 @@ func TestBadInput(t *testing.T) {
 	w.in("client", "remotegpu env create noimage --wait=false --image "+srvAddr+":8443/default/missing:1")
 	w.in("client", "remotegpu env create nocommand --wait=false --restart never --image "+busyboxImage+" -- /no/such/program")
 	for name, want := range map[string]string{"noimage": "missing", "nocommand": "command was not found"} {
-		eventually(t, 30*time.Second, name+" says why", func() string {
+		eventually(t, 30*time.Second, name+" says why", func() (string, bool) {
 			e := p.env(name)
-			if e.Phase == "running" || !strings.Contains(e.Message, want) {
-				return e.Phase + ": " + e.Message
-			}
-			return ""
+			return e.Phase + ": " + e.Message, e.Phase != "running" && strings.Contains(e.Message, want)
 		})
 		t.Logf("%s is %s: %s", name, p.env(name).Phase, p.env(name).Message)
 		if out, err := w.try("client", "remotegpu ssh "+name+" -- true"); err == nil || !strings.Contains(out, name) {
@@ -104,11 +101,9 @@ func TestBadInput(t *testing.T) {
 	// State on the host that is damaged: set aside, told, and nothing lost.
 	m.kill(t, "remotegpu-agent run")
 	m.must("echo garbage > /var/lib/remotegpu/state.json; echo garbage > /var/lib/remotegpu/desired.cose")
-	eventually(t, 30*time.Second, "damage is told", func() string {
-		if out := w.in("client", "remotegpu host events $(remotegpu host ls | awk 'NR==2{print $1}')"); !strings.Contains(out, "corrupt") && !strings.Contains(out, "damaged") {
-			return out
-		}
-		return ""
+	eventually(t, 30*time.Second, "damage is told", func() (string, bool) {
+		out := w.in("client", "remotegpu host events $(remotegpu host ls | awk 'NR==2{print $1}')")
+		return out, strings.Contains(out, "corrupt") || strings.Contains(out, "damaged")
 	})
 	if now := p.life(m, "keep"); now != before {
 		t.Errorf("the container is another: %s, was %s", now, before)

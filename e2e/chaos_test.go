@@ -308,13 +308,10 @@ func told(t *testing.T, log string, quit func()) (n int) {
 	}
 	quit()
 	last := 0
-	eventually(t, 20*time.Second, "its goroutines are in "+log, func() string {
+	eventually(t, 20*time.Second, "its goroutines are in "+log, func() (string, bool) {
 		last = n
 		n = occurrences(log, before.Size(), "\ngoroutine ")
-		if n == 0 || n != last {
-			return fmt.Sprint(n, " so far")
-		}
-		return ""
+		return fmt.Sprint(n, " so far"), n != 0 && n == last
 	})
 	return n
 }

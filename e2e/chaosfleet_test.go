@@ -152,12 +152,9 @@ func (y *yard) newFleet(agents int) *fleet {
 	}
 	y.t.Cleanup(func() { in.Close(); y.w.end(cmd, syscall.SIGCONT) })
 	f := &fleet{agents: agents, in: in, out: bufio.NewReader(out)}
-	eventually(y.t, time.Minute+time.Duration(agents)*100*time.Millisecond, "the simulated hosts have joined", func() string {
+	eventually(y.t, time.Minute+time.Duration(agents)*100*time.Millisecond, "the simulated hosts have joined", func() (string, bool) {
 		seen, err := f.look()
-		if err != nil || len(seen) < agents {
-			return fmt.Sprint(len(seen), " hosts ", err)
-		}
-		return ""
+		return fmt.Sprint(len(seen), " hosts ", err), err == nil && len(seen) >= agents
 	})
 	return f
 }

@@ -35,12 +35,9 @@ func copies(t *testing.T, p *plane) {
 	t.Run("interrupted", func(t *testing.T) {
 		w.in("client", "remotegpu ssh one -- 'echo old >/tmp/huge' && head -c 400000000 /dev/zero >"+src+".huge")
 		up := w.start("client", "cp.log", "env", "REMOTEGPU_CONFIG="+filepath.Join(w.dir, "cli.json"), filepath.Join(w.bin, "remotegpu"), "cp", src+".huge", "one:/tmp/huge")
-		eventually(t, 20*time.Second, "some of it is there", func() string {
+		eventually(t, 20*time.Second, "some of it is there", func() (string, bool) {
 			out, _ := w.try("client", "remotegpu ssh one -- 'ls -a /tmp'")
-			if !strings.Contains(out, ".rgcp-") {
-				return out
-			}
-			return ""
+			return out, strings.Contains(out, ".rgcp-")
 		})
 		w.end(up, syscall.SIGINT)
 		if out := w.in("client", "remotegpu ssh one -- 'cat /tmp/huge; ls -a /tmp'"); !strings.HasPrefix(out, "old\n") || strings.Contains(out, ".rgcp-") || up.ProcessState.ExitCode() != 1 {

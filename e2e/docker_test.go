@@ -70,11 +70,9 @@ func (p *plane) docker(name string) dockerUser {
 	w.in("client", "curl -fsSk -o "+dir+"/ca.crt "+p.url+"/ca.pem")
 	w.start("client", "dockerd.log", "unshare", "--mount", "sh", "-c", dockerDaemon, "dockerd", dir, registry)
 	d := dockerUser{p, name}
-	eventually(w.t, 60*time.Second, "dockerd is ready", func() string {
-		if out, err := d.try(docker + " version"); err != nil {
-			return out
-		}
-		return ""
+	eventually(w.t, 60*time.Second, "dockerd is ready", func() (string, bool) {
+		out, err := d.try(docker + " version")
+		return out, err == nil
 	})
 	return d
 }

@@ -23,10 +23,10 @@ func largeDocument(t *testing.T, w *world) {
 	for i := range n {
 		w.in("client", fmt.Sprintf("remotegpu env create big%d --wait=false --memory 32M --env TEXT=%s --image %s", i, text, busyboxImage))
 	}
-	eventually(t, 90*time.Second, "all run", func() string {
+	eventually(t, 90*time.Second, "all run", func() (string, bool) {
 		var list struct{ Items []struct{ Phase string } }
 		if err := json.Unmarshal([]byte(w.in("client", "remotegpu env ls -o json")), &list); err != nil {
-			return err.Error()
+			return err.Error(), false
 		}
 		running := 0
 		for _, e := range list.Items {
@@ -34,10 +34,7 @@ func largeDocument(t *testing.T, w *world) {
 				running++
 			}
 		}
-		if running != n {
-			return fmt.Sprintf("%d of %d", running, n)
-		}
-		return ""
+		return fmt.Sprintf("%d of %d", running, n), running == n
 	})
 	if size := strings.Fields(m.must("wc -c /var/lib/remotegpu/desired.cose"))[0]; len(size) < 6 || size < "262144" {
 		t.Errorf("the host's document has %s bytes: it came in a message", size)
@@ -48,5 +45,8 @@ func largeDocument(t *testing.T, w *world) {
 	for i := range n {
 		w.in("client", fmt.Sprintf("remotegpu env rm big%d", i)) // until a message holds it again
 	}
-	eventually(t, 60*time.Second, "none is left", func() string { return m.differs(nil) })
+	eventually(t, 60*time.Second, "none is left", func() (string, bool) {
+		diff := m.differs(nil)
+		return diff, diff == ""
+	})
 }

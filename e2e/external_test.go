@@ -49,11 +49,9 @@ func TestExternalBroker(t *testing.T) {
 	t.Run("hangs", func(t *testing.T) { replicaHangs(t, r) })
 	t.Run("offline", func(t *testing.T) {
 		m.unplug()
-		eventually(t, 30*time.Second, "its last will is heard", func() string {
-			if out := w.in("client", "remotegpu host ls"); !strings.Contains(out, "offline") {
-				return out
-			}
-			return ""
+		eventually(t, 30*time.Second, "its last will is heard", func() (string, bool) {
+			out := w.in("client", "remotegpu host ls")
+			return out, strings.Contains(out, "offline")
 		})
 		offlineIsSaid(t, r, key)
 	})

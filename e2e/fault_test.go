@@ -99,19 +99,14 @@ func runtimeStill(t *testing.T, p *plane, m *machine) {
 	}
 	goOn := sync.OnceFunc(func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
 	defer goOn()
-	eventually(t, time.Minute, "the host says that it can run nothing", func() string {
+	eventually(t, time.Minute, "the host says that it can run nothing", func() (string, bool) {
 		out := p.w.in("client", "remotegpu host ls; remotegpu host show box")
-		if !strings.Contains(out, " error ") || !strings.Contains(out, "containerd does not answer") {
-			return out
-		}
-		return ""
+		return out, strings.Contains(out, " error ") && strings.Contains(out, "containerd does not answer")
 	})
 	p.w.in("client", "remotegpu env create waits --wait=false --image "+busyboxImage)
-	eventually(t, 20*time.Second, "a new environment waits and says why", func() string {
-		if out := p.w.in("client", "remotegpu env show waits"); !strings.Contains(out, "unhealthy") {
-			return out
-		}
-		return ""
+	eventually(t, 20*time.Second, "a new environment waits and says why", func() (string, bool) {
+		out := p.w.in("client", "remotegpu env show waits")
+		return out, strings.Contains(out, "unhealthy")
 	})
 	goOn()
 	p.waitPhase("waits", "running", time.Minute)
@@ -157,11 +152,9 @@ func damagedIdentity(t *testing.T, p *plane, m *machine) {
 	was := p.env("keep").Host
 	m.must("echo '{' > /opt/data/rg/agent.json")
 	m.kill(t, "remotegpu-agent run")
-	eventually(t, 20*time.Second, "status says what to do", func() string {
-		if out, err := m.sh("REMOTEGPU_DATA_DIR=/opt/data/rg remotegpu-agent status"); err == nil || !strings.Contains(out, "not enrolled") {
-			return out
-		}
-		return ""
+	eventually(t, 20*time.Second, "status says what to do", func() (string, bool) {
+		out, err := m.sh("REMOTEGPU_DATA_DIR=/opt/data/rg remotegpu-agent status")
+		return out, err != nil && strings.Contains(out, "not enrolled")
 	})
 	p.join(m, "--data-dir /opt/data/rg")
 	p.waitEvent("The file agent.json was damaged")
@@ -175,22 +168,18 @@ func damagedIdentity(t *testing.T, p *plane, m *machine) {
 // waitEvent waits until an event of the host box says something.
 func (p *plane) waitEvent(says string) {
 	p.w.t.Helper()
-	eventually(p.w.t, 60*time.Second, "the host's events say "+says, func() string {
-		if out := p.w.in("client", "remotegpu host events box"); !strings.Contains(out, says) {
-			return out
-		}
-		return ""
+	eventually(p.w.t, 60*time.Second, "the host's events say "+says, func() (string, bool) {
+		out := p.w.in("client", "remotegpu host events box")
+		return out, strings.Contains(out, says)
 	})
 }
 
 // waitOnline waits until the host box has a fresh link.
 func (p *plane) waitOnline() {
 	p.w.t.Helper()
-	eventually(p.w.t, 60*time.Second, "the host is online and answers", func() string {
-		if out, _ := p.w.try("client", "remotegpu ssh keep -- echo works"); out != "works" {
-			return out
-		}
-		return ""
+	eventually(p.w.t, 60*time.Second, "the host is online and answers", func() (string, bool) {
+		out, _ := p.w.try("client", "remotegpu ssh keep -- echo works")
+		return out, out == "works"
 	})
 }
 

@@ -37,40 +37,30 @@ func TestDesktopByFreeRDP(t *testing.T) {
 
 	cmd := w.start("client", "rdp.log", "env", "DISPLAY="+screen, "HOME="+w.dir, "REMOTEGPU_CONFIG="+filepath.Join(w.dir, "cli.json"), w.bin+"/remotegpu", "rdp", "desk")
 	began := time.Now()
-	eventually(t, 60*time.Second, "the desktop is on the screen", func() string {
+	eventually(t, 60*time.Second, "the desktop is on the screen", func() (string, bool) {
 		out, err := w.try("client", onScreen+"import -window root "+shot("freerdp")+" && identify -format %k "+shot("freerdp"))
 		var colours int
-		if _, scan := fmt.Sscan(out, &colours); err != nil || scan != nil || colours < 20 {
-			return out
-		}
-		return ""
+		_, scan := fmt.Sscan(out, &colours)
+		return out, err == nil && scan == nil && colours >= 20
 	})
 	t.Logf("xfreerdp shows the desktop %.1f s after the command", time.Since(began).Seconds())
 	typed := "By FreeRDP: 1_2!"
-	eventually(t, 60*time.Second, "what is typed arrives", func() string {
+	eventually(t, 60*time.Second, "what is typed arrives", func() (string, bool) {
 		w.in("client", onScreen+"xdotool mousemove 300 300 click 1 sleep 0.5 type --delay 30 \"echo '"+typed+"' >/tmp/typed\"; "+onScreen+"xdotool key Return")
 		time.Sleep(time.Second) // the next try would be typed over this one
-		if out, _ := w.tryInDesk("cat /tmp/typed"); out != typed {
-			return out
-		}
-		return ""
+		out, _ := w.tryInDesk("cat /tmp/typed")
+		return out, out == typed
 	})
 	w.in("client", onScreen+"import -window root "+shot("freerdp-typed"))
 	w.inDesk("printf 'from the desktop' | xclip -selection clipboard >/dev/null 2>&1")
-	eventually(t, 20*time.Second, "the desktop's clipboard is the screen's", func() string {
+	eventually(t, 20*time.Second, "the desktop's clipboard is the screen's", func() (string, bool) {
 		out, _ := w.try("client", onScreen+"timeout 3 xclip -selection clipboard -o")
-		if out != "from the desktop" {
-			return out
-		}
-		return ""
+		return out, out == "from the desktop"
 	})
 	w.in("client", "printf 'from the screen' | "+onScreen+"xclip -selection clipboard >/dev/null 2>&1")
-	eventually(t, 20*time.Second, "the screen's clipboard is the desktop's", func() string {
+	eventually(t, 20*time.Second, "the screen's clipboard is the desktop's", func() (string, bool) {
 		out, _ := w.tryInDesk("timeout 3 xclip -selection clipboard -o")
-		if out != "from the screen" {
-			return out
-		}
-		return ""
+		return out, out == "from the screen"
 	})
 	t.Run("browser", func(t *testing.T) { browserInDesk(t, w, onScreen, shot("freerdp-browser")) })
 	t.Run("arguments tell no password", func(t *testing.T) {
@@ -101,12 +91,9 @@ func browserInDesk(t *testing.T, w *world, onScreen, shot string) {
 		}
 	})
 	w.inDesk("echo '<body bgcolor=lime>' >/tmp/page.html; setsid firefox-esr --kiosk file:///tmp/page.html >/tmp/firefox.log 2>&1 </dev/null &")
-	eventually(t, 60*time.Second, "the browser shows its page", func() string {
+	eventually(t, 60*time.Second, "the browser shows its page", func() (string, bool) {
 		out, err := w.try("client", onScreen+"import -window root "+shot+" && convert "+shot+" -crop 1x1+640+450 -format '%[fx:r<0.2&&g>0.8&&b<0.2] %[pixel:u]' info:")
-		if err != nil || !strings.HasPrefix(out, "1 ") {
-			return out
-		}
-		return ""
+		return out, err == nil && strings.HasPrefix(out, "1 ")
 	})
 	t.Logf("the browser shows its page %.1f s after the command", time.Since(began).Seconds())
 	w.inDesk("pkill -f firefox-esr")
@@ -116,12 +103,10 @@ func browserInDesk(t *testing.T, w *world, onScreen, shot string) {
 func noLaunch(t *testing.T, w *world) {
 	w.start("client", "rdp2.log", "sh", "-c", "REMOTEGPU_CONFIG="+filepath.Join(w.dir, "cli.json")+" exec "+w.bin+"/remotegpu rdp desk --no-launch --port 13389 -o json >"+w.dir+"/rdp.json")
 	var row struct{ Address, User, Password, File string }
-	eventually(t, 30*time.Second, "the command says where it listens", func() string {
+	eventually(t, 30*time.Second, "the command says where it listens", func() (string, bool) {
 		out, _ := w.try("client", "cat "+w.dir+"/rdp.json")
-		if err := json.Unmarshal([]byte(out), &row); err != nil {
-			return out + err.Error()
-		}
-		return ""
+		err := json.Unmarshal([]byte(out), &row)
+		return fmt.Sprint(out, err), err == nil
 	})
 	if row.Address != "127.0.0.1:13389" || row.User != "user" || len(row.Password) < 20 {
 		t.Errorf("%+v", row)
@@ -139,19 +124,15 @@ func noLaunch(t *testing.T, w *world) {
 func offlineDesktop(t *testing.T, p *plane) {
 	w, ssh := p.w, p.sshKey()
 	w.in("client", "remotegpu env stop plain")
-	eventually(t, 30*time.Second, "stopped is told", func() string {
-		if out, err := w.try("client", "remotegpu rdp plain"); err == nil || !strings.Contains(out, "remotegpu env start plain") {
-			return out
-		}
-		return ""
+	eventually(t, 30*time.Second, "stopped is told", func() (string, bool) {
+		out, err := w.try("client", "remotegpu rdp plain")
+		return out, err != nil && strings.Contains(out, "remotegpu env start plain")
 	})
 	w.in("nat1", "ip link set wan down")
 	defer w.in("nat1", "ip link set wan up")
-	eventually(t, 90*time.Second, "the host is offline", func() string {
-		if out := w.in("client", "remotegpu host ls"); !strings.Contains(out, "offline") {
-			return out
-		}
-		return ""
+	eventually(t, 90*time.Second, "the host is offline", func() (string, bool) {
+		out := w.in("client", "remotegpu host ls")
+		return out, strings.Contains(out, "offline")
 	})
 	offline(t, p, "desk", ssh)
 }

@@ -42,14 +42,11 @@ func TestFrontPage(t *testing.T) {
 	logIn("wrong")
 	b.do("wait", args{"js": "return !document.getElementById('error').hidden"}, nil)
 	shown("#error", "password")
-	eventually(t, 2*time.Minute, "the right password lets in", func() string { // the wrong one makes everybody wait who comes from there
+	eventually(t, 2*time.Minute, "the right password lets in", func() (string, bool) { // the wrong one makes everybody wait who comes from there
 		var answer any
 		logIn(first.Password)
 		b.do("wait", args{"js": "return !document.getElementById('fleet').hidden || !document.getElementById('error').hidden && document.getElementById('error').textContent"}, &answer)
-		if answer != true {
-			return fmt.Sprint(answer)
-		}
-		return ""
+		return fmt.Sprint(answer), answer == true
 	})
 	b.do("wait", args{"js": "return !document.getElementById('empty').hidden"}, nil)
 	shown("#empty", "No host has joined yet.")
@@ -71,12 +68,10 @@ func TestFrontPage(t *testing.T) {
 	if b.do("said", nil, &said); len(said) > 1 { // the refused login is one
 		t.Errorf("the page said %q", said)
 	}
-	eventually(t, 10*time.Second, "a reload logs out", func() string {
+	eventually(t, 10*time.Second, "a reload logs out", func() (string, bool) {
 		b.do("goto", args{"url": p.url + "/"}, nil)
 		var hidden bool
-		if b.eval("return document.getElementById('fleet').hidden", &hidden); !hidden {
-			return "it shows the fleet"
-		}
-		return ""
+		b.eval("return document.getElementById('fleet').hidden", &hidden)
+		return "it shows the fleet", hidden
 	})
 }

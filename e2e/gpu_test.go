@@ -100,20 +100,19 @@ func childReturns(t *testing.T, p *plane, m *machine, signal syscall.Signal) {
 		t.Fatal(err)
 	}
 	began := time.Now()
-	eventually(t, time.Minute, "another process asks the driver", func() string {
-		if now := m.running([]string{"remotegpu-nvml serve"}); len(now) != 1 || now[0] == child {
-			return fmt.Sprintf("they are %v", now)
-		}
-		return ""
+	eventually(t, time.Minute, "another process asks the driver", func() (string, bool) {
+		now := m.running([]string{"remotegpu-nvml serve"})
+		return fmt.Sprintf("they are %v", now), len(now) == 1 && now[0] != child
 	})
 	t.Logf("another one after %s", time.Since(began))
-	eventually(t, time.Minute, "the GPUs are healthy", func() string {
-		for _, g := range p.gpus() {
+	eventually(t, time.Minute, "the GPUs are healthy", func() (string, bool) {
+		gpus := p.gpus()
+		for _, g := range gpus {
 			if g.Health != "healthy" {
-				return g.HealthMessage
+				return g.Health + ": " + g.HealthMessage, false
 			}
 		}
-		return ""
+		return "no GPUs", len(gpus) > 0
 	})
 	t.Logf("healthy after %s", time.Since(began))
 	if now := m.pidOf(t, "remotegpu-agent run"); now != agent {

@@ -176,13 +176,13 @@ func newCrowd(t *testing.T, w *world, more ...string) *crowd {
 	w.in("srv", "mkdir -p /run/sshd && ssh-keygen -q -t ed25519 -N '' -f "+w.dir+"/hostkey && cp "+c.keys["typist"]+".pub "+w.dir+"/authorized && chmod 600 "+w.dir+"/authorized")
 	w.start("srv", "sshd.log", "/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null", "-p", "2022", "-h", w.dir+"/hostkey",
 		"-o", "AuthorizedKeysFile="+w.dir+"/authorized", "-o", "StrictModes=no", "-o", "UsePAM=no", "-o", "PermitRootLogin=yes")
-	eventually(t, 10*time.Second, "sshd listens", func() string {
+	eventually(t, 10*time.Second, "sshd listens", func() (string, bool) {
 		conn, err := w.dial("client", srvAddr+":2022")
 		if err != nil {
-			return err.Error()
+			return err.Error(), false
 		}
 		conn.Close()
-		return ""
+		return "", true
 	})
 	c.direct.in, c.direct.out = run(t, w.sshClient("client", srvAddr+":2022", "root", c.keys["typist"]), "cat", true)
 	c.ours.pace() // all is warm then

@@ -76,11 +76,9 @@ func (m *machine) boot() {
 	script += "echo up > " + m.files + "/up; exec sleep infinity"
 	os.Remove(m.files + "/up")
 	m.init = m.w.start(m.role, m.role+"-init.log", "setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script)
-	eventually(m.w.t, 30*time.Second, m.role+" boots", func() string {
-		if _, err := os.Stat(m.files + "/up"); err != nil {
-			return err.Error()
-		}
-		return ""
+	eventually(m.w.t, 30*time.Second, m.role+" boots", func() (string, bool) {
+		_, err := os.Stat(m.files + "/up")
+		return m.files + "/up is not there", err == nil
 	})
 }
 

@@ -67,12 +67,12 @@ func TestTwoNATs(t *testing.T) {
 	t.Run("attach", func(t *testing.T) { attaches(t, p) })
 	t.Run("logs", func(t *testing.T) {
 		w.in("client", "remotegpu env create talks --image "+busyboxImage+" -- sh -c 'for i in 1 2 3 4 5; do echo line $i; done; sleep 1; echo oops >&2; while ! test -e /tmp/more; do sleep 0.1; done; echo more; sleep 1000'")
-		eventually(t, 10*time.Second, "the log", func() string { return p.lacks("remotegpu env logs talks --tail 3", "line 4\nline 5\noops") })
+		eventually(t, 10*time.Second, "the log", func() (string, bool) { return p.prints("remotegpu env logs talks --tail 3", "line 4\nline 5\noops") })
 		w.start("client", "follow.log", "env", "REMOTEGPU_CONFIG="+filepath.Join(w.dir, "cli.json"), filepath.Join(w.bin, "remotegpu"), "env", "logs", "talks", "-f", "--tail", "1")
 		follow := filepath.Join(w.dir, "follow.log")
-		eventually(t, 10*time.Second, "the end of the log", func() string { return strings.TrimPrefix(tail(follow), "oops\n") })
+		eventually(t, 10*time.Second, "the end of the log", func() (string, bool) { return tail(follow), tail(follow) == "oops\n" })
 		w.in("client", "remotegpu ssh talks -- 'echo >/tmp/more'")
-		eventually(t, 10*time.Second, "what is added to the log", func() string { return strings.TrimPrefix(tail(follow), "oops\nmore\n") })
+		eventually(t, 10*time.Second, "what is added to the log", func() (string, bool) { return tail(follow), tail(follow) == "oops\nmore\n" })
 		w.in("client", "remotegpu env stop talks")
 		if out := w.in("client", "remotegpu env logs talks | tail -n 1"); out != "more" {
 			t.Errorf("the log of a stopped environment ends with %q", out)
@@ -153,7 +153,7 @@ func stopWaits(t *testing.T, p *plane, ssh string) {
 	w := p.w
 	log := filepath.Join(w.dir, "under-way.log")
 	command := w.start("client", "under-way.log", "sh", "-c", ssh+" 'echo begun; sleep 3; echo finished'")
-	eventually(t, 10*time.Second, "the command", func() string { return strings.TrimPrefix(tail(log), "begun\n") })
+	eventually(t, 10*time.Second, "the command", func() (string, bool) { return tail(log), tail(log) == "begun\n" })
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -188,11 +188,9 @@ func standardMQTT(t *testing.T, p *plane) {
 	}
 	p.kill()
 	p.start()
-	eventually(t, 20*time.Second, "presence after a restart", func() string {
-		if out, _ := w.try("client", presence); !strings.Contains(out, "/presence 1 ") {
-			return out
-		}
-		return ""
+	eventually(t, 20*time.Second, "presence after a restart", func() (string, bool) {
+		out, _ := w.try("client", presence)
+		return out, strings.Contains(out, "/presence 1 ")
 	})
 	p.waitPhase("one", "running", 30*time.Second)
 }
@@ -220,10 +218,8 @@ func againAndAway(t *testing.T, p *plane, m *machine) {
 			t.Errorf("uninstall leaves %s:\n%s", what, out)
 		}
 	}
-	eventually(t, 90*time.Second, "host is seen offline", func() string {
-		if out := p.w.in("client", "remotegpu host ls"); !strings.Contains(out, "offline") {
-			return out
-		}
-		return ""
+	eventually(t, 90*time.Second, "host is seen offline", func() (string, bool) {
+		out := p.w.in("client", "remotegpu host ls")
+		return out, strings.Contains(out, "offline")
 	})
 }

@@ -11,12 +11,9 @@ func TestNobodyReachesTheHost(t *testing.T) {
 	w := newWorld(t)
 	m := w.machine()
 	w.start("srv", "listen.log", "python3", "-m", "http.server", "--bind", srvAddr, "8000")
-	eventually(t, 10*time.Second, "host reaches server", func() string {
+	eventually(t, 10*time.Second, "host reaches server", func() (string, bool) {
 		out, err := m.sh("curl -sS -m 3 -o /dev/null http://" + srvAddr + ":8000/")
-		if err != nil {
-			return out
-		}
-		return ""
+		return out, err == nil
 	})
 	w.start("host", "hidden.log", "python3", "-m", "http.server", "8000")
 	m.must("for i in $(seq 50); do curl -sS -m 1 -o /dev/null http://127.0.0.1:8000/ && exit; sleep 0.1; done; exit 1")

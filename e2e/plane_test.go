@@ -62,12 +62,9 @@ func (w *world) downloads() string {
 func (p *plane) start() {
 	p.w.t.Helper()
 	p.cmd = p.w.start("srv", "server.log", filepath.Join(p.w.bin, "remotegpu"), p.args...)
-	eventually(p.w.t, 60*time.Second, "control plane is ready", func() string {
+	eventually(p.w.t, 60*time.Second, "control plane is ready", func() (string, bool) {
 		out, err := p.w.try("srv", "curl -fsSk -m 2 "+p.url+"/readyz")
-		if err != nil {
-			return out
-		}
-		return ""
+		return out, err == nil
 	})
 }
 
@@ -140,11 +137,9 @@ func (p *plane) env(name string) (e struct {
 // waitPhase waits until an environment is in a phase.
 func (p *plane) waitPhase(name, phase string, within time.Duration) {
 	p.w.t.Helper()
-	eventually(p.w.t, within, name+" is "+phase, func() string {
-		if e := p.env(name); e.Phase != phase {
-			return e.Phase + ": " + e.Message
-		}
-		return ""
+	eventually(p.w.t, within, name+" is "+phase, func() (string, bool) {
+		e := p.env(name)
+		return e.Phase + ": " + e.Message, e.Phase == phase
 	})
 }
 
@@ -163,11 +158,9 @@ func (p *plane) sshKey() string {
 func (m *machine) pidOf(t *testing.T, words ...string) int {
 	t.Helper()
 	var found []int
-	eventually(t, 45*time.Second, fmt.Sprintf("one process of the machine is %q", words), func() string {
-		if found = m.running(words); len(found) != 1 {
-			return fmt.Sprintf("they are %d: %v", len(found), found)
-		}
-		return ""
+	eventually(t, 45*time.Second, fmt.Sprintf("one process of the machine is %q", words), func() (string, bool) {
+		found = m.running(words)
+		return fmt.Sprintf("they are %d: %v", len(found), found), len(found) == 1
 	})
 	return found[0]
 }

@@ -44,11 +44,9 @@ func (s *tools) displays(way string) {
 	x := w.start("client", "x11.log", "Xvfb", screen, "-screen", "0", "777x555x24", "-auth", authority)
 	defer w.end(x, syscall.SIGTERM)
 	mine := "export DISPLAY=" + screen + " XAUTHORITY=" + authority + "; "
-	eventually(s.T, 20*time.Second, "the client's screen", func() string {
-		if out, err := w.try("client", mine+"xdpyinfo"); err != nil {
-			return out
-		}
-		return ""
+	eventually(s.T, 20*time.Second, "the client's screen", func() (string, bool) {
+		out, err := w.try("client", mine+"xdpyinfo")
+		return out, err == nil
 	})
 	if out, err := w.try("client", "DISPLAY="+screen+" XAUTHORITY=/dev/null xdpyinfo"); err == nil {
 		s.Errorf("the screen lets anybody in: %s", out)

@@ -34,26 +34,24 @@ func (d *desktopPage) clipboards() {
 	d.do("click", args{"x": 300, "y": 300}, nil)
 	fromHost := "from the desktop: 世界 ✓"
 	d.copyInDesk(fromHost)
-	eventually(d.t, 20*time.Second, "the desktop's clipboard is the page's", func() string {
-		if got := d.pasteInPage(); got != fromHost {
-			return got
-		}
-		return ""
+	eventually(d.t, 20*time.Second, "the desktop's clipboard is the page's", func() (string, bool) {
+		got := d.pasteInPage()
+		return got, got == fromHost
 	})
 	// What is copied in the moment in which the other side's comes may be lost
 	// between client and xrdp; people copy again.
 	copies := 0
-	eventually(d.t, 30*time.Second, "the page's clipboard is the desktop's", func() string {
+	eventually(d.t, 30*time.Second, "the page's clipboard is the desktop's", func() (string, bool) {
 		copies++
 		toHost := fmt.Sprintf("from the page: größer 世界 %d", copies)
 		d.copyInPage(toHost)
 		var got string
 		for began := time.Now(); time.Since(began) < 4*time.Second; {
 			if got = d.pasteInDesk(); got == toHost {
-				return ""
+				return got, true
 			}
 		}
-		return got
+		return got, false
 	})
 	if copies > 1 {
 		d.t.Logf("what was copied in the page came after %d copies", copies)
@@ -77,11 +75,9 @@ func (d *desktopPage) policies() {
 		secret := "secret of the desktop " + c.policy
 		d.copyInDesk(secret)
 		if c.fromHost {
-			eventually(d.t, 20*time.Second, c.policy+": from the desktop", func() string {
-				if got := d.pasteInPage(); got != secret {
-					return got
-				}
-				return ""
+			eventually(d.t, 20*time.Second, c.policy+": from the desktop", func() (string, bool) {
+				got := d.pasteInPage()
+				return got, got == secret
 			})
 		} else {
 			time.Sleep(3 * time.Second) // what is allowed takes a tenth of that
@@ -92,11 +88,9 @@ func (d *desktopPage) policies() {
 		secret = "secret of the page " + c.policy
 		d.copyInPage(secret)
 		if c.toHost {
-			eventually(d.t, 20*time.Second, c.policy+": from the page", func() string {
-				if got := d.pasteInDesk(); got != secret {
-					return got
-				}
-				return ""
+			eventually(d.t, 20*time.Second, c.policy+": from the page", func() (string, bool) {
+				got := d.pasteInDesk()
+				return got, got == secret
 			})
 		} else {
 			time.Sleep(3 * time.Second) // as above

@@ -30,12 +30,9 @@ func newDesktop(t *testing.T) (*world, *plane, *machine) {
 	p.join(m, "--name box")
 	w.in("client", "remotegpu env create desk --wait=false --image "+desktopImage+" -- desktop")
 	p.waitPhase("desk", "running", 3*time.Minute)
-	eventually(t, 60*time.Second, "the RDP server listens", func() string {
+	eventually(t, 60*time.Second, "the RDP server listens", func() (string, bool) {
 		out, err := w.try("client", "remotegpu ssh desk -- 'python3 -c \"import socket; socket.create_connection((\\\"127.0.0.1\\\", 3389))\"'")
-		if err != nil {
-			return out
-		}
-		return ""
+		return out, err == nil
 	})
 	return w, p, m
 }
@@ -188,12 +185,9 @@ func (d *desktopPage) waitPage(js string) {
 // terminal waits until the desktop's terminal is drawn and gives it the keys.
 func (d *desktopPage) terminal() {
 	d.t.Helper()
-	eventually(d.t, 30*time.Second, "a terminal runs", func() string {
+	eventually(d.t, 30*time.Second, "a terminal runs", func() (string, bool) {
 		out, err := d.w.tryInDesk("pgrep -x xterm")
-		if err != nil {
-			return "no xterm: " + out
-		}
-		return ""
+		return out, err == nil
 	})
 	d.waitPage("return window.rdp.pixels().colours > 20")
 	d.do("click", args{"x": 300, "y": 300}, nil)
@@ -203,11 +197,9 @@ func (d *desktopPage) terminal() {
 func (d *desktopPage) typed(text string) {
 	d.t.Helper()
 	d.do("type", args{"text": "echo '" + text + "' >/tmp/typed\n"}, nil)
-	eventually(d.t, 20*time.Second, "what was typed arrives", func() string {
-		if out, _ := d.w.tryInDesk("cat /tmp/typed"); out != text {
-			return fmt.Sprintf("%q", out)
-		}
-		return ""
+	eventually(d.t, 20*time.Second, "what was typed arrives", func() (string, bool) {
+		out, _ := d.w.tryInDesk("cat /tmp/typed")
+		return fmt.Sprintf("%q", out), out == text
 	})
 }
 
@@ -255,11 +247,9 @@ func TestDesktopInTheBrowser(t *testing.T) {
 		var frames []float64
 		for range 5 {
 			d.open()
-			eventually(d.t, 30*time.Second, "the host is back", func() string {
-				if token, answer := d.post(desk, "{}"); token == "" {
-					return answer
-				}
-				return ""
+			eventually(d.t, 30*time.Second, "the host is back", func() (string, bool) {
+				token, answer := d.post(desk, "{}")
+				return answer, token != ""
 			})
 			frames = append(frames, d.connect(d.ticket(desk, "{}"), nil))
 			d.waitPage("return window.rdp.pixels().colours > 20")
@@ -304,13 +294,13 @@ func TestDesktopInTheBrowser(t *testing.T) {
 		w.in("client", "remotegpu env start desk") // its password is another one now, and nobody types it
 		p.waitPhase("desk", "running", 60*time.Second)
 		d.open()
-		eventually(d.t, 60*time.Second, "the desktop is back", func() string {
+		eventually(d.t, 60*time.Second, "the desktop is back", func() (string, bool) {
 			r := d.attempt(d.ticket(desk, "{}"), nil)
 			if r.Error != nil {
 				d.open()
-				return r.Error.Text
+				return r.Error.Text, false
 			}
-			return ""
+			return "", true
 		})
 		d.terminal()
 		d.typed("after the start")
@@ -325,21 +315,16 @@ func (d *desktopPage) layouts() {
 		d.connect(d.ticket(desk, `{"layout":`+layout+`}`), nil)
 		d.waitPage("return window.rdp.pixels().colours > 20")
 		d.w.inDesk("rm -f /tmp/layout; setsid xterm -e sh -c 'read line; echo $line >/tmp/layout' >/dev/null 2>&1 </dev/null &")
-		eventually(d.t, 20*time.Second, "a terminal waits for a line", func() string {
+		eventually(d.t, 20*time.Second, "a terminal waits for a line", func() (string, bool) {
 			out, err := d.w.tryInDesk("pgrep -f '^sh -c read line'")
-			if err != nil {
-				return "none: " + out
-			}
-			return ""
+			return out, err == nil
 		})
 		d.do("move", args{"x": 900, "y": 650}, nil) // the client takes keys while the pointer is over it
 		time.Sleep(time.Second)                     // until the terminal has them; nothing tells that
 		d.do("type", args{"text": "yz\n"}, nil)
-		eventually(d.t, 20*time.Second, "layout "+layout, func() string {
-			if out, _ := d.w.tryInDesk("cat /tmp/layout"); out != want {
-				return out
-			}
-			return ""
+		eventually(d.t, 20*time.Second, "layout "+layout, func() (string, bool) {
+			out, _ := d.w.tryInDesk("cat /tmp/layout")
+			return out, out == want
 		})
 	}
 }
@@ -347,7 +332,7 @@ func (d *desktopPage) layouts() {
 // audited looks for a desktop's beginning and end in the audit log.
 func (d *desktopPage) audited() {
 	d.t.Helper()
-	eventually(d.t, 10*time.Second, "a desktop's beginning and end are in the audit log", func() string {
+	eventually(d.t, 10*time.Second, "a desktop's beginning and end are in the audit log", func() (string, bool) {
 		out := d.w.in("client", "curl -sSk -H 'Authorization: Bearer "+d.api+"' '"+d.p.url+"/api/v1/audit?limit=500'")
 		var log struct {
 			Items []struct {
@@ -361,17 +346,14 @@ func (d *desktopPage) audited() {
 			}
 		}
 		if err := json.Unmarshal([]byte(out), &log); err != nil {
-			return err.Error() + out
+			return err.Error() + out, false
 		}
 		began, ended := false, false
 		for _, e := range log.Items {
 			began = began || e.Action == "environment.access" && e.Detail.Via == "rdp" && e.Detail.Browser && e.Detail.Clipboard == "to-host"
 			ended = ended || e.Action == "environment.access" && e.Detail.Kind == "rdp" && e.Detail.Seconds > 0 && e.Detail.Out > 1000
 		}
-		if !began || !ended {
-			return fmt.Sprintf("began %v, ended %v", began, ended)
-		}
-		return ""
+		return fmt.Sprintf("began %v, ended %v", began, ended), began && ended
 	})
 }
 
@@ -443,11 +425,9 @@ func TestDesktopOfAHost(t *testing.T) {
 			t.Log(out)
 		}
 	})
-	eventually(t, 20*time.Second, "the RDP server listens", func() string {
-		if out, err := m.sh("ss -Hltn 'sport = :3389' | grep -q ."); err != nil {
-			return out
-		}
-		return ""
+	eventually(t, 20*time.Second, "the RDP server listens", func() (string, bool) {
+		out, err := m.sh("ss -Hltn 'sport = :3389' | grep -q .")
+		return out, err == nil
 	})
 	if r := d.attempt(d.ticket("hosts/box/rdp", "{}"), args{"username": "lab", "password": "wrong"}); r.Error == nil {
 		t.Error("a wrong password is let in")
@@ -460,19 +440,14 @@ func TestDesktopOfAHost(t *testing.T) {
 	w.start("client", "rdp.log", "sh", "-c", "REMOTEGPU_CONFIG="+filepath.Join(w.dir, "cli.json")+" exec "+w.bin+"/remotegpu rdp host:box --no-launch --port 13389 -o json >"+w.dir+"/rdp.json")
 	here := display(1)
 	w.start("client", "xvfb2.log", "Xvfb", here, "-screen", "0", "1280x900x24")
-	eventually(t, 20*time.Second, "the command listens", func() string {
-		if out, err := w.try("client", "grep 127.0.0.1:13389 "+w.dir+"/rdp.json"); err != nil {
-			return out
-		}
-		return ""
+	eventually(t, 20*time.Second, "the command listens", func() (string, bool) {
+		out, err := w.try("client", "grep 127.0.0.1:13389 "+w.dir+"/rdp.json")
+		return out, err == nil
 	})
 	w.start("client", "xfreerdp.log", "env", "DISPLAY="+here, "HOME="+w.dir, "sh", "-c", `exec $(command -v xfreerdp3 || echo xfreerdp) "$@"`, "sh", "/v:127.0.0.1:13389", "/u:lab", "/p:Geheim 1", "/cert:ignore", "/sec:nla")
 	shot := filepath.Join(w.shots(), "freerdp-nla.png")
-	eventually(t, 30*time.Second, "xfreerdp shows the host's desktop", func() string {
+	eventually(t, 30*time.Second, "xfreerdp shows the host's desktop", func() (string, bool) {
 		out, err := w.try("client", "DISPLAY="+here+" import -window root "+shot+" && identify -format %k "+shot)
-		if err != nil || out == "1" {
-			return out
-		}
-		return ""
+		return out, err == nil && out != "1"
 	})
 }

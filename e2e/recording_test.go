@@ -41,22 +41,20 @@ func recordingStoreFull(t *testing.T, p *plane, dir, ssh string) {
 	w.in("client", "remotegpu recording policy all")
 	works("while there is room")
 	var id string
-	eventually(t, 20*time.Second, "it is recorded", func() string {
+	eventually(t, 20*time.Second, "it is recorded", func() (string, bool) {
 		out := w.in("client", "remotegpu recording ls -o json")
 		for _, id = range regexp.MustCompile(`rec_[0-9a-z]{20}`).FindAllString(out, -1) {
 			if played, _ := w.try("client", "remotegpu play --speed 100 "+id); strings.Contains(played, "begun") {
-				return ""
+				return out, true
 			}
 		}
-		return out
+		return out, false
 	})
 
 	under := w.start("client", "recorded.log", "sh", "-c", ssh+" keep.default@"+srvAddr+" 'while :; do echo on and on; sleep 0.2; done' 2>&1")
-	eventually(t, 20*time.Second, "a session is under way", func() string {
-		if !strings.Contains(tail(filepath.Join(w.dir, "recorded.log")), "on and on") {
-			return "nothing yet"
-		}
-		return ""
+	eventually(t, 20*time.Second, "a session is under way", func() (string, bool) {
+		said := tail(filepath.Join(w.dir, "recorded.log"))
+		return said, strings.Contains(said, "on and on")
 	})
 	w.must("sh", "-c", "cat /dev/zero >"+dir+"/filler 2>/dev/null || true")
 	const why = "the store for recordings takes no more"

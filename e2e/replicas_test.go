@@ -90,12 +90,9 @@ func (r *replicas) balance(crt string) {
 		w.t.Fatal(err)
 	}
 	w.start("srv", "haproxy.log", "haproxy", "-db", "-f", filepath.Join(w.dir, "haproxy.cfg"))
-	eventually(w.t, 20*time.Second, "haproxy has servers", func() string {
+	eventually(w.t, 20*time.Second, "haproxy has servers", func() (string, bool) {
 		out, err := w.try("srv", "curl -fsSk -m 2 "+r.url+"/readyz")
-		if err != nil {
-			return out
-		}
-		return ""
+		return out, err == nil
 	})
 }
 
@@ -103,12 +100,9 @@ func (r *replicas) balance(crt string) {
 func (r *replicas) begin(name string) {
 	r.w.t.Helper()
 	r.server[name] = r.launch(name)
-	eventually(r.w.t, 60*time.Second, name+" is ready", func() string {
+	eventually(r.w.t, 60*time.Second, name+" is ready", func() (string, bool) {
 		out, err := r.w.try("srv", r.ready(name))
-		if err != nil {
-			return out
-		}
-		return ""
+		return out, err == nil
 	})
 }
 
@@ -201,7 +195,7 @@ func TestReplicas(t *testing.T) {
 	t.Run("hangs", func(t *testing.T) { replicaHangs(t, r) })
 	t.Run("offline", func(t *testing.T) {
 		m.unplug()
-		eventually(t, 30*time.Second, "the host is offline", func() string { return r.holder() })
+		eventually(t, 30*time.Second, "the host is offline", func() (string, bool) { return "it is at " + r.holder(), r.holder() == "" })
 		offlineIsSaid(t, r, key)
 	})
 }
@@ -236,11 +230,9 @@ func hopsAreUsed(t *testing.T, r *replicas, key string) {
 		at := r.at[[]string{"a", "b"}[i%2]]
 		w.start("client", "hop.log", "sh", "-c", strings.Replace(key, "-p 2222", "-p 2201", 1)+" one.default@"+at+" 'echo open; sleep 6'")
 	}
-	eventually(t, 20*time.Second, "all are open", func() string {
-		if n := strings.Count(tail(filepath.Join(w.dir, "hop.log")), "open"); n != 16 {
-			return fmt.Sprint(n)
-		}
-		return ""
+	eventually(t, 20*time.Second, "all are open", func() (string, bool) {
+		n := strings.Count(tail(filepath.Join(w.dir, "hop.log")), "open")
+		return fmt.Sprint(n), n == 16
 	})
 	crossing := 0
 	for _, role := range []string{"srv", "proxy"} {
@@ -312,11 +304,9 @@ func replicasKilled(t *testing.T, r *replicas) {
 		began := time.Now()
 		lines, _ := work.lines()
 		r.kill(dies)
-		eventually(t, 15*time.Second, "the host is back elsewhere", func() string {
-			if now := r.holder(); now != other(dies) {
-				return "it is at " + now
-			}
-			return ""
+		eventually(t, 15*time.Second, "the host is back elsewhere", func() (string, bool) {
+			now := r.holder()
+			return "it is at " + now, now == other(dies)
 		})
 		back := time.Since(began)
 		work.until(lines+2, 20*time.Second)
@@ -326,11 +316,8 @@ func replicasKilled(t *testing.T, r *replicas) {
 		if out := r.w.in("client", "remotegpu host ls"); strings.Contains(out, "offline") {
 			t.Errorf("a host that is back: %s", out)
 		}
-		eventually(t, 15*time.Second, "the other one leads", func() string {
-			if !r.leads(other(dies)) {
-				return "it does not"
-			}
-			return ""
+		eventually(t, 15*time.Second, "the other one leads", func() (string, bool) {
+			return "it does not", r.leads(other(dies))
 		})
 		os.Remove(filepath.Join(r.w.dir, dies+".log"))
 		r.begin(dies)
@@ -350,11 +337,9 @@ func replicaStopped(t *testing.T, r *replicas) {
 	work.until(1, 30*time.Second)
 	stops, began := r.holder(), time.Now()
 	r.server[stops].Process.Signal(syscall.SIGTERM)
-	eventually(t, 15*time.Second, "the host is elsewhere", func() string {
-		if now := r.holder(); now != other(stops) {
-			return "it is at " + now
-		}
-		return ""
+	eventually(t, 15*time.Second, "the host is elsewhere", func() (string, bool) {
+		now := r.holder()
+		return "it is at " + now, now == other(stops)
 	})
 	lines, _ := work.lines()
 	work.until(lines+2, 20*time.Second)
@@ -369,23 +354,21 @@ func replicaStopped(t *testing.T, r *replicas) {
 // replicaVanished cuts the machine of a server off, without a word to anybody:
 // its hosts are at the other one when haproxy has let go of it.
 func replicaVanished(t *testing.T, r *replicas) {
-	eventually(t, 3*time.Minute, "the host is at b", func() string {
+	eventually(t, 3*time.Minute, "the host is at b", func() (string, bool) {
 		if r.holder() == "b" {
-			return ""
+			return "", true
 		}
 		r.w.reset("host") // it comes back to either
 		time.Sleep(2 * time.Second)
-		return "it is at " + r.holder()
+		return "it is at " + r.holder(), false
 	})
 	work := r.w.newWork(t, "one", uint64(time.Now().UnixNano()), hurried)
 	work.until(1, 30*time.Second)
 	began := time.Now()
 	r.w.in("proxy", "ip link set wan down")
-	eventually(t, 30*time.Second, "the host is at a", func() string {
-		if now := r.holder(); now != "a" {
-			return "it is at " + now
-		}
-		return ""
+	eventually(t, 30*time.Second, "the host is at a", func() (string, bool) {
+		now := r.holder()
+		return "it is at " + now, now == "a"
 	})
 	back := time.Since(began)
 	lines, _ := work.lines()
@@ -401,18 +384,14 @@ func replicaHangs(t *testing.T, r *replicas) {
 	hung := r.leader()
 	began := time.Now()
 	r.server[hung].Process.Signal(syscall.SIGSTOP)
-	eventually(t, 30*time.Second, "the other one leads", func() string {
-		if now := r.leader(); now == hung {
-			return now
-		}
-		return ""
+	eventually(t, 30*time.Second, "the other one leads", func() (string, bool) {
+		now := r.leader()
+		return now, now == other(hung)
 	})
 	t.Logf("%s hangs: %s leads after %v", hung, other(hung), time.Since(began).Round(time.Millisecond))
-	eventually(t, 60*time.Second, "the host is at the other one", func() string {
-		if now := r.holder(); now != other(hung) {
-			return "it is at " + now
-		}
-		return ""
+	eventually(t, 60*time.Second, "the host is at the other one", func() (string, bool) {
+		now := r.holder()
+		return "it is at " + now, now == other(hung)
 	})
 	t.Logf("%s hangs: the host is at %s after %v", hung, other(hung), time.Since(began).Round(time.Millisecond))
 	r.obeyed()

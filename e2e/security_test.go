@@ -180,13 +180,10 @@ func tryVars(t *testing.T, vic, eve *person) string {
 	none := code([]byte(`{"alg":"none","typ":"JWT"}`)) + "." + code([]byte(`{"iss":"`+host+`","sub":"`+host+`","aud":"tunnel","exp":4102444800}`)) + "."
 	vic.w.start("client", "live.log", "sh", "-c", "PATH="+vic.w.bin+":$PATH; "+vic.vars+"exec remotegpu ssh safe -- 'cat /page; sleep 600'")
 	ses := ""
-	eventually(t, 20*time.Second, "a session that is held", func() string {
+	eventually(t, 20*time.Second, "a session that is held", func() (string, bool) {
 		out, _ := vic.does("", "remotegpu sessions safe")
 		ses = regexp.MustCompile(`ses_[0-9a-z]{20}`).FindString(out)
-		if ses == "" {
-			return "none: " + out
-		}
-		return ""
+		return out, ses != ""
 	})
 	app := func(env, name, id string) string { return env + "--" + name + "--" + id[4:14] + ".apps.test" }
 	return "ID=" + id + "; THERE=" + there[1] + "; BRIDGE=" + bridge[1] + "; NONE=" + none + "; SES=" + ses + "; NEW=ses_" + strings.Repeat("z", 20) + "; CLIENT=cli_" + strings.Repeat("z", 20) +
@@ -289,11 +286,9 @@ func cookiesByPath(t *testing.T, p *plane, vic, eve *person, vars string) {
 	p.start()
 	vars += "AT=https://$GW:8444/apps; web() { curl -sk -m 10 --path-as-is -w '\nstatus %{http_code}' \"$@\"; }\n" +
 		"enter() { web -o /dev/null -c - \"$(api -d '{\"app\":\"'$1'\"}' $URL/api/v1/apps/open | sed -n 's/.*\"url\":\"\\([^\"]*\\)\".*/\\1/p' | sed 's/\\\\u0026/\\&/g')\" | awk -v as=$2 '/__Secure-remotegpu-app/ { print as \"=\" $6 \"=\" $7 \"; \" as \"_PATH=\" $3 }'; }\n"
-	eventually(t, 60*time.Second, "the app is reached again", func() string {
-		if out, _ := vic.does(vars, "eval \"$(enter vault/safe/8000 V)\"; web -H \"Cookie: $V\" $AT/vault/safe/8000/; echo $V_PATH"); !strings.Contains(out, secret) || !strings.HasSuffix(out, "status 200/apps/vault/safe/8000/") {
-			return out
-		}
-		return ""
+	eventually(t, 60*time.Second, "the app is reached again", func() (string, bool) {
+		out, _ := vic.does(vars, "eval \"$(enter vault/safe/8000 V)\"; web -H \"Cookie: $V\" $AT/vault/safe/8000/; echo $V_PATH")
+		return out, strings.Contains(out, secret) && strings.HasSuffix(out, "status 200/apps/vault/safe/8000/")
 	})
 	vars += "eval \"$(enter lair/mine/8000 C)\"\n"
 	if out, _ := eve.does(vars, "web -H \"Cookie: $C\" $AT/lair/mine/8000/; echo $C_PATH"); !strings.Contains(out, "eves-page") || !strings.HasSuffix(out, "status 200/apps/lair/mine/8000/") {

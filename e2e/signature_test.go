@@ -82,7 +82,7 @@ func signatures(t *testing.T, w *world) {
 	time.Sleep(3 * time.Second) // for whatever an agent that obeyed would do
 	back()
 	p.waitPhase("keep", "running", 30*time.Second)
-	eventually(t, 60*time.Second, "each try is a security event", func() string {
+	eventually(t, 60*time.Second, "each try is a security event", func() (string, bool) {
 		var all struct {
 			Items []struct{ Severity, Reason, Message string }
 		}
@@ -95,10 +95,7 @@ func signatures(t *testing.T, w *world) {
 				kinds[e.Message] = true
 			}
 		}
-		if len(kinds) < len(attacks) {
-			return fmt.Sprintf("%d kinds of %d: %v", len(kinds), len(attacks), kinds)
-		}
-		return ""
+		return fmt.Sprintf("%d kinds of %d: %v", len(kinds), len(attacks), kinds), len(kinds) >= len(attacks)
 	})
 	if now := p.life(m, "keep"); now != before {
 		t.Errorf("the container is another: %s, was %s", now, before)
@@ -134,11 +131,9 @@ func (p *plane) steal(crt, key, host string) (publish func(topic string, payload
 	}
 	p.kill()
 	b, stop := w.hostileBroker(crt, key)
-	eventually(w.t, 60*time.Second, "agent connects to the stolen broker", func() string {
-		if cl, ok := b.Clients.Get(host); !ok || cl.Closed() {
-			return "not connected"
-		}
-		return ""
+	eventually(w.t, 60*time.Second, "agent connects to the stolen broker", func() (string, bool) {
+		cl, ok := b.Clients.Get(host)
+		return "not connected", ok && !cl.Closed()
 	})
 	publish = func(topic string, payload []byte) {
 		if err := b.Publish(topic, payload, false, 0); err != nil {
@@ -157,11 +152,9 @@ func (w *world) stealMosquitto() (publish func(topic string, payload []byte), ba
 	w.must("sh", "-c", "printf '"+rules+"' >"+dir+"/stolen.conf")
 	os.Remove(filepath.Join(w.dir, "stolen.log")) // of the last time
 	cmd := w.start("srv", "stolen.log", "mosquitto", "-v", "-c", dir+"/stolen.conf")
-	eventually(w.t, 60*time.Second, "agent subscribes at the stolen broker", func() string {
-		if out := tail(filepath.Join(w.dir, "stolen.log")); !strings.Contains(out, "Received SUBSCRIBE from host_") {
-			return "its log: " + out // empty at first, which is not a success
-		}
-		return ""
+	eventually(w.t, 60*time.Second, "agent subscribes at the stolen broker", func() (string, bool) {
+		out := tail(filepath.Join(w.dir, "stolen.log"))
+		return out, strings.Contains(out, "Received SUBSCRIBE from host_")
 	})
 	publish = func(topic string, payload []byte) {
 		file := filepath.Join(w.dir, "forged")

@@ -81,12 +81,10 @@ func (w *world) onlyRecording() (shown string) {
 			Cut   bool    `json:"cut"`
 		} `json:"items"`
 	}
-	eventually(w.t, 20*time.Second, "the recording has ended", func() string {
+	eventually(w.t, 20*time.Second, "the recording has ended", func() (string, bool) {
 		out := w.in("client", "remotegpu recording ls -o json")
-		if err := json.Unmarshal([]byte(out), &all); err != nil || len(all.Items) != 1 || all.Items[0].Ended == nil || all.Items[0].Cut {
-			return out
-		}
-		return ""
+		err := json.Unmarshal([]byte(out), &all)
+		return out, err == nil && len(all.Items) == 1 && all.Items[0].Ended != nil && !all.Items[0].Cut
 	})
 	for _, line := range strings.Split(w.in("client", "remotegpu play --raw "+all.Items[0].ID), "\n")[1:] {
 		var event [3]any

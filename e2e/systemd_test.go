@@ -36,7 +36,7 @@ func TestSystemd(t *testing.T) {
 	t.Run("agent restarts", func(t *testing.T) {
 		before, agent := p.life(m, "one"), m.property("MainPID")
 		m.must("systemctl restart " + unit)
-		eventually(t, 30*time.Second, "a shell after the restart", func() string { return p.lacks(shell, "one") })
+		eventually(t, 30*time.Second, "a shell after the restart", func() (string, bool) { return p.prints(shell, "one") })
 		if now := p.life(m, "one"); now != before {
 			t.Errorf("the container is another: %s, was %s", now, before)
 		}
@@ -60,7 +60,7 @@ func TestSystemd(t *testing.T) {
 		if m.must("cat /proc/sys/kernel/random/boot_id") == boot {
 			t.Error("the machine has not booted anew")
 		}
-		eventually(t, 60*time.Second, "a shell after the reboot", func() string { return p.lacks(shell, "one") })
+		eventually(t, 60*time.Second, "a shell after the reboot", func() (string, bool) { return p.prints(shell, "one") })
 		p.waitPhase("one", "running", 30*time.Second)
 		if diff := m.differs(p.wanted()); diff != "" {
 			t.Error(diff)
@@ -82,13 +82,10 @@ func TestSystemd(t *testing.T) {
 	})
 }
 
-// lacks runs a line at the client and returns "" where it prints want.
-func (p *plane) lacks(line, want string) string {
+// prints runs a line at the client and reports whether it prints want and no more.
+func (p *plane) prints(line, want string) (string, bool) {
 	out, err := p.w.try("client", line)
-	if err != nil || out != want {
-		return fmt.Sprint(out, err)
-	}
-	return ""
+	return fmt.Sprint(out, err), err == nil && out == want
 }
 
 // debian boots a fresh Debian with systemd in the host's network. Its first
@@ -120,11 +117,9 @@ func (w *world) oneAtATime() {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(func() { lock.Close() })
-	eventually(w.t, 5*time.Minute, "no other machine with systemd", func() string {
-		if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-			return err.Error()
-		}
-		return ""
+	eventually(w.t, 5*time.Minute, "no other machine with systemd", func() (string, bool) {
+		err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		return fmt.Sprint(err), err == nil
 	})
 }
 
@@ -136,12 +131,10 @@ func (m *machine) bootSystemd() {
 		"systemd-nspawn", "-D", m.files, "-b", "--machine="+m.w.ns("debian"), "--register=no", "--keep-unit",
 		"--network-namespace-path=/run/netns/"+m.w.ns("host"), "--capability=all", "--system-call-filter=add_key keyctl bpf",
 		"--console=pipe", "--link-journal=no", "--resolv-conf=off", "--timezone=off")
-	eventually(m.w.t, 60*time.Second, "systemd is up", func() string {
-		if out, _ := m.sh("systemctl is-system-running"); out != "running" && out != "degraded" {
-			jobs, _ := m.sh("systemctl list-jobs --no-legend")
-			return out + ": " + jobs
-		}
-		return ""
+	eventually(m.w.t, 60*time.Second, "systemd is up", func() (string, bool) {
+		out, _ := m.sh("systemctl is-system-running")
+		jobs, _ := m.sh("systemctl list-jobs --no-legend")
+		return out + ": " + jobs, out == "running" || out == "degraded"
 	})
 }
 

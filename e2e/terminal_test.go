@@ -141,13 +141,11 @@ func (g *page) standsStill(t *testing.T) {
 	g.open(t, args{"command": "yes 0123456789"})
 	g.wait("term.bytes() > 1000000")
 	var before, after int
-	eventually(t, 20*time.Second, "the output stands still", func() string {
+	eventually(t, 20*time.Second, "the output stands still", func() (string, bool) {
 		g.eval("return term.bytes()", &before)
 		time.Sleep(500 * time.Millisecond)
-		if g.eval("return term.bytes()", &after); after != before {
-			return fmt.Sprint(after-before, " bytes came")
-		}
-		return ""
+		g.eval("return term.bytes()", &after)
+		return fmt.Sprint(after-before, " bytes came"), after == before
 	})
 	if after > 3<<20 {
 		t.Errorf("%d bytes came before the program stood still, the window is 2 MiB", after)
@@ -194,12 +192,10 @@ func (g *page) plays(t *testing.T, w *world) {
 			EndedAt *time.Time `json:"ended_at"`
 		}
 	}
-	eventually(t, 20*time.Second, "the recording is whole", func() string {
+	eventually(t, 20*time.Second, "the recording is whole", func() (string, bool) {
 		out := w.in("client", "remotegpu recording ls -o json")
-		if err := json.Unmarshal([]byte(out), &all); err != nil || len(all.Items) != 1 || all.Items[0].EndedAt == nil {
-			return out
-		}
-		return ""
+		err := json.Unmarshal([]byte(out), &all)
+		return out, err == nil && len(all.Items) == 1 && all.Items[0].EndedAt != nil
 	})
 	g.do("goto", args{"url": "about:blank"}, nil)
 	g.do("goto", args{"url": g.origin + "/test-pages/terminal.html"}, nil)

@@ -81,7 +81,7 @@ func TestUpgrade(t *testing.T) {
 	p.args = append(p.args, "--downloads", w.downloads()) // the last one counts
 	p.start()
 	p.waitPhase("keep", "running", 60*time.Second)
-	eventually(t, 60*time.Second, "the old agent is online", func() string { return p.lacks("remotegpu host ls | grep -o online", "online") })
+	eventually(t, 60*time.Second, "the old agent is online", func() (string, bool) { return p.prints("remotegpu host ls | grep -o online", "online") })
 	kept := func(when string) {
 		t.Helper()
 		if now := p.life(m, "keep"); now != before {
@@ -90,8 +90,8 @@ func TestUpgrade(t *testing.T) {
 		if e := p.env("keep"); e.Host != seen.Host || strings.Join(e.GPUs, " ") != strings.Join(seen.GPUs, " ") {
 			t.Errorf("%s the environment is %+v, was %+v", when, e, seen)
 		}
-		eventually(t, 30*time.Second, "ssh "+when, func() string {
-			return p.lacks(ssh+" keep.default@"+srvAddr+" cat /tmp/file", "written")
+		eventually(t, 30*time.Second, "ssh "+when, func() (string, bool) {
+			return p.prints(ssh+" keep.default@"+srvAddr+" cat /tmp/file", "written")
 		})
 		if e := p.env("off"); e.Phase != "stopped" {
 			t.Errorf("%s the environment that was stopped is %s", when, e.Phase)
@@ -115,7 +115,7 @@ func TestUpgrade(t *testing.T) {
 
 	// Then the agent, by the install line.
 	p.join(m, "--name box")
-	eventually(t, 60*time.Second, "the new agent is online", func() string { return p.lacks("remotegpu host ls | grep -o online", "online") })
+	eventually(t, 60*time.Second, "the new agent is online", func() (string, bool) { return p.prints("remotegpu host ls | grep -o online", "online") })
 	if out := m.must("remotegpu-agent --version"); strings.Contains(out, "previous") {
 		t.Errorf("the agent is still %s", out)
 	}
@@ -168,7 +168,7 @@ func TestNewAgentAtAnOldServer(t *testing.T) {
 	p.kill()
 	w.bin = now
 	p.start()
-	eventually(t, 60*time.Second, "ssh by the new server", func() string { return p.lacks(ssh, "one") })
+	eventually(t, 60*time.Second, "ssh by the new server", func() (string, bool) { return p.prints(ssh, "one") })
 	if now := p.life(m, "one"); now != before {
 		t.Errorf("the container is another: %s, was %s", now, before)
 	}

@@ -188,12 +188,9 @@ func (r *remoteSSH) overSocket() {
 	for _, again := range []string{"false", "true"} {
 		forward := r.w.start("client", "vscode-socket.log", "sh", "-c", fmt.Sprintf("export PATH=%s:$PATH REMOTEGPU_CONFIG=%s/cli.json HOME=%s; exec %s -T -N -o ExitOnForwardFailure=yes -L 127.0.0.1:%d:%s %s",
 			r.w.bin, r.w.dir, r.w.dir, r.ssh, port, b.said["listeningOn"], r.host))
-		eventually(r.t, 20*time.Second, "the port of the socket", func() string {
+		eventually(r.t, 20*time.Second, "the port of the socket", func() (string, bool) {
 			out, err := r.w.try("client", fmt.Sprintf("curl -sS -m 5 http://127.0.0.1:%d/version", port))
-			if err != nil || out != r.commit {
-				return out
-			}
-			return ""
+			return out, err == nil && out == r.commit
 		})
 		if out := r.w.in("client", fmt.Sprintf("python3 %s port %d 0 %s %s %s %s/sent-%s", r.client, port, b.said["connectionToken"], id, again, r.archive, id)); out != "same" {
 			r.t.Errorf("over the socket, again %s: %q", again, out)

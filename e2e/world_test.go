@@ -192,13 +192,13 @@ func tail(file string) string {
 	return string(b)
 }
 
-// eventually tries until check returns "" and fails with what it said last.
-func eventually(t *testing.T, within time.Duration, what string, check func() string) {
+// eventually tries until check is satisfied and fails with what it saw last.
+func eventually(t *testing.T, within time.Duration, what string, check func() (seen string, ok bool)) {
 	t.Helper()
 	deadline := time.Now().Add(within)
 	for {
-		last := check()
-		if last == "" {
+		last, ok := check()
+		if ok {
 			return
 		}
 		if time.Now().After(deadline) {
