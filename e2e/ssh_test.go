@@ -62,6 +62,7 @@ func TestSSHTools(t *testing.T) {
 		s.jetbrains(way)
 		s.displays(way)
 	}
+	s.small()
 	s.jumps()
 	s.errors()
 	s.walls(m)
@@ -133,6 +134,26 @@ func (s *tools) files(way string) {
 	s.cell("rsync", "usual", way, "rsync -a --delete -e 'ssh"+f+"' "+src+"/ "+to+":"+tmp+"/r/ && rsync -a -e 'ssh"+f+"' "+to+":"+tmp+"/r/ "+src+".back/"+compare, "")
 	s.cell("git", "usual", way, "ssh"+f+to+" 'rm -rf /tmp/g; git init -q --bare /tmp/g' && cd "+w.dir+" && rm -rf g g2 && git init -q g && cd g && git -c user.name=a -c user.email=a@b commit -q --allow-empty -m one && "+
 		"export GIT_SSH_COMMAND='ssh"+f+"' && git push -q "+to+":/tmp/g HEAD:main && git clone -q -b main "+to+":/tmp/g ../g2 && git -C ../g2 log --format=%s", "one")
+}
+
+// small files go ahead of their answers: all arrive but one that cannot, which is told.
+func (s *tools) small() {
+	w, f, to := s.p.w, " -F "+s.config+" ", at("busy", "gateway")
+	src := w.dir + "/many"
+	w.in("client", "mkdir "+src+" && for i in $(seq 100 139); do echo $i >"+src+"/$i; done && ssh"+f+to+" 'mkdir -p /tmp/small/sftp/120 /tmp/small/scp/many/120; echo longer than before >/tmp/small/scp/many/130'")
+	for tool, copies := range map[string]string{
+		"/tmp/small/sftp":     "echo 'put " + src + "/* /tmp/small/sftp/' | sftp -q" + f + to,
+		"/tmp/small/scp/many": "scp -qr" + f + src + " " + to + ":/tmp/small/scp",
+	} {
+		said := w.in("client", copies+" 2>&1; echo status $?")
+		if !strings.Contains(said, "ailure") || strings.Contains(tool, "scp") != strings.Contains(said, "status 1") {
+			s.Errorf("%s, one of which cannot be written, said %s", copies, said)
+		}
+		if there := w.in("client", "ssh"+f+to+" 'cd "+tool+" && rmdir 120 && ls | wc -l && cat *' | tr '\\n' ' '"); !strings.HasPrefix(there, "39 100 101 ") || !strings.Contains(there, " 119 121 ") || !strings.HasSuffix(there, " 129 130 131 132 133 134 135 136 137 138 139") {
+			s.Errorf("%s left there %q", copies, there)
+		}
+		s.Logf("%s: %s", copies, said)
+	}
 }
 
 // forwards go both ways. What listens in an environment is a shell's nc.

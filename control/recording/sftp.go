@@ -35,6 +35,7 @@ func (r request) size() int { return entrySize + len(r.line) + len(r.handle) }
 
 type file struct {
 	path      string
+	write     bool
 	got, sent uint64 // bytes that the client has read and written
 }
 
@@ -109,8 +110,19 @@ func (s *SFTP) ask(head []byte) {
 	case sftpOpen:
 		r.line = p.text()
 		r.write = p.u32()&0x1a != 0 // WRITE, CREAT, TRUNC
-	case sftpClose, ahead.TypeQuietClose:
+	case ahead.TypeQuietOpen:
+		handle := p.text()
+		if r := (request{kind: sftpOpen, line: p.text(), write: true}); !p.short {
+			s.open(handle, r)
+		}
+		return
+	case ahead.TypeQuietClose:
 		s.shut(p.text(), "")
+		return
+	case sftpClose: // its answer tells of an open and of writes that had none
+		if f := s.forget(p.text()); f != nil {
+			s.keep(id, request{kind: sftpClose, line: f.line()})
+		}
 		return
 	case sftpRead:
 		r.handle = p.text()
@@ -177,7 +189,7 @@ func (r request) verb() string {
 
 // open follows a file until it is shut.
 func (s *SFTP) open(handle string, r request) {
-	f := &file{path: r.line, got: r.got}
+	f := &file{path: r.line, write: r.write, got: r.got}
 	s.shut(handle, ", not closed")
 	if len(handle) > maxHandle || s.kept+f.size(handle) > maxKept {
 		s.unfollowed(r, tooMuch)
@@ -188,11 +200,19 @@ func (s *SFTP) open(handle string, r request) {
 }
 
 func (s *SFTP) shut(handle, how string) {
-	if f := s.files[handle]; f != nil {
+	if f := s.forget(handle); f != nil {
 		s.tell(f.line() + how)
+	}
+}
+
+// forget returns the file that it forgets; nil: there is none.
+func (s *SFTP) forget(handle string) *file {
+	f := s.files[handle]
+	if f != nil {
 		s.kept -= f.size(handle)
 		delete(s.files, handle)
 	}
+	return f
 }
 
 func pair(kind byte, a, b string) string {
@@ -252,7 +272,7 @@ func (f *file) line() string {
 	switch {
 	case f.sent > 0 && f.got > 0:
 		return fmt.Sprintf("change %s, %d bytes read, %d written", quoted(f.path), f.got, f.sent)
-	case f.sent > 0:
+	case f.sent > 0 || f.write && f.got == 0:
 		return fmt.Sprintf("put %s, %d bytes", quoted(f.path), f.sent)
 	}
 	return fmt.Sprintf("get %s, %d bytes", quoted(f.path), f.got)

@@ -56,6 +56,7 @@ func TestSFTPTellsWhatHappened(t *testing.T) {
 	want := `put "DIR/a", 500000 bytes
 get "DIR/a", 500000 bytes
 get "DIR/none": refused
+put "DIR/empty", 0 bytes
 mkdir "DIR/d"
 rename "DIR/a" "DIR/b"
 rename "DIR/b" "DIR/c"
@@ -89,6 +90,11 @@ func steps(t *testing.T, c *sftp.Client, dir, data string) {
 	if _, err := c.Open(filepath.Join(dir, "none")); !os.IsNotExist(err) {
 		t.Fatal(err)
 	}
+	f, err = c.Create(filepath.Join(dir, "empty"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
 	for _, err := range []error{
 		c.Mkdir(dir + "/d"), c.Rename(dir+"/a", dir+"/b"), c.PosixRename(dir+"/b", dir+"/c"),
 		c.Symlink(dir+"/c", dir+"/l"), c.Remove(dir + "/c"),
@@ -118,7 +124,18 @@ func TestSFTPTellsWhatIsReadAhead(t *testing.T) {
 	s.FromServer(whole(sftpPacket(sftpHandle, 1, "h")))
 	s.FromClient(whole(append(sftpPacket(ahead.TypeQuietWrite, 3, "h"), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 'n', 'e', 'w')))
 	s.FromClient(whole(sftpPacket(sftpClose, 4, "h")))
-	got, want := strings.Join(lines, "\n"), "get \"read\", 7 bytes\nput \"written\", 3 bytes"
+	s.FromServer(whole(append(sftpPacket(sftpStatus, 4), 0, 0, 0, 0)))
+	for code, path := range []string{"beside", "elsewhere"} {
+		s.FromClient(whole(append(sftpPacket(ahead.TypeQuietOpen, 5, "ahead-1"), open(path, 26)[9:]...)))
+		s.FromClient(whole(append(sftpPacket(ahead.TypeQuietWrite, 6, "ahead-1"), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 'm', 'e')))
+		s.FromClient(whole(sftpPacket(sftpClose, 7, "ahead-1")))
+		s.FromServer(whole(append(sftpPacket(sftpStatus, 7), 0, 0, 0, byte(code))))
+	}
+	got := strings.Join(lines, "\n")
+	want := `get "read", 7 bytes
+put "written", 3 bytes
+put "beside", 2 bytes
+put "elsewhere", 2 bytes: refused`
 	if got != want {
 		t.Errorf("told:\n%s\nwant:\n%s", got, want)
 	}

@@ -3,10 +3,11 @@
 // It owns what passes between the two places where SFTP goes by, the gateway
 // (Gateway) and the process that serves files (Host); who serves, and what, it
 // leaves to them. Its invariant: the client gets the answers that it would get
-// without, with two exceptions. The first write of a file may be answered before
-// it is done, and then an error of it is that of the close, which is always the
-// host's; and a small file that is read and closed at once is what it was when it
-// was opened.
+// without, with two exceptions. The first write of a file, the size that it is given
+// behind that, and the open of a new file beside one that was opened, written and
+// closed with nothing between, may be answered before they are done: then an error
+// of theirs is that of the close, which is always the host's. And a small file that
+// is read and closed at once is what it was when it was opened.
 //
 //	client              gateway                               host
 //	 | init ------------->|-- init, extension ----------------->|
@@ -21,6 +22,12 @@
 //	 |<-------------- ok  |                                     |
 //	 | close ------------>|-- typeWrite, close ---------------->|  as typeClose
 //	 |<----------- status |<-- typeFailed, if so; status -------|
+//	 | open, the next --->|  kept, as above                     |
+//	 |<- a virtual handle |                                     |
+//	 | write ------------>|  kept                               |
+//	 |<-------------- ok  |                                     |
+//	 | close ------------>|-- typeOpen, typeWrite, close ------>|  knows the handle by that name
+//	 |<----------- status |<-- typeFailed, if so; status -------|
 package ahead
 
 import (
@@ -32,7 +39,7 @@ import (
 // The extension by which both ends know that there are two.
 const (
 	extension = "ahead@remotegpu"
-	revision  = "1"
+	revision  = "2"
 )
 
 // most is the longest message that is looked at, others pass; and so more than
@@ -50,6 +57,8 @@ const (
 	typeClose    = 4
 	typeRead     = 5
 	typeWrite    = 6
+	typeFstat    = 8
+	typeFsetstat = 10
 	typeStatus   = 101
 	typeHandle   = 102
 	typeDataRead = 103
@@ -58,15 +67,27 @@ const (
 
 // Types of our own, between gateway and host alone.
 const (
-	TypeQuietWrite = 210 // a write whose success is not told
-	TypeQuietClose = 211 // a close, as well
-	TypeData       = 212 // id of an open, and as a string all that is in the file; before the handle
-	typeFailed     = 213 // a status: something quiet has failed
+	TypeQuietWrite    = 210 // a write whose success is not told
+	TypeQuietClose    = 211 // a close, as well
+	TypeData          = 212 // id of an open, and as a string all that is in the file; before the handle
+	typeFailed        = 213 // a status: something quiet has failed
+	TypeQuietOpen     = 214 // an open, with the handle that its file is known by before its path
+	TypeQuietFsetstat = 215 // as a write
+)
+
+// virtualPrefix begins the gateway's handles; those of the host's server are numbers.
+const (
+	virtualPrefix = "ahead-"
+	maxHandle     = 256 // bytes, says the draft
 )
 
 const (
-	flagRead  = 1
-	flagWrite = 2
+	flagRead     = 1
+	flagWrite    = 2
+	flagCreate   = 8
+	flagTruncate = 16
+
+	attributeSize = 1
 
 	statusOK  = 0
 	statusEOF = 1
@@ -94,6 +115,11 @@ func status(id, code uint32) []byte {
 	words := map[uint32]string{statusOK: "Success", statusEOF: "End of file"}
 	return message(typeStatus, id, number(code), text(words[code]), text(""))
 }
+
+// isNew reports whether an open with these flags makes what is not there, to write.
+func isNew(flags uint32) bool { return flags&^flagTruncate == flagWrite|flagCreate }
+
+func isOK(m []byte) bool { return kindOf(m) == typeStatus && fieldsOf(m).number() == statusOK }
 
 // fields reads what follows a message's id.
 type fields struct {

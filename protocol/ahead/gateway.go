@@ -1,7 +1,9 @@
 package ahead
 
 import (
+	"path"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -32,7 +34,9 @@ type Gateway struct {
 	on      bool
 	waiting int // messages that the host has to answer
 	opens   map[uint32]*file
-	fresh   *file             // the one whose handle came last, while nothing was sent since
+	fresh   *file             // the one whose handle came last, while nothing else was sent since
+	folder  string            // where one was opened, written and closed, with nothing between
+	virtual uint64            // handles that were made here
 	early   map[string][]byte // handles with a write that was answered early: nil, or the status of a failure
 	told    map[uint32]string // requests whose answer tells of failures: the handle; empty: any
 }
@@ -41,6 +45,8 @@ type Gateway struct {
 type file struct {
 	handle string
 	write  bool
+	folder string // where it is, if it is made when it is not there
+	wrote  bool   // its first write was answered ahead
 	data   []byte // all of it; nil: not known
 	next   uint64 // what the client reads next
 	since  time.Time
@@ -126,12 +132,13 @@ func (g *Gateway) passRequest(last bool) {
 func (g *Gateway) request(m []byte) (answer []byte, keep bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if f := g.fresh; g.on && f != nil && g.waiting == 0 {
-		if answer, sent := g.ahead(f, m); answer != nil {
+	if g.on && g.waiting == 0 {
+		if answer, sent := g.ahead(m); answer != nil {
 			g.out = append(g.out, sent...)
 			return answer, true
 		}
 	}
+	last := g.fresh
 	g.fresh = nil
 	g.waiting++
 	switch kindOf(m) {
@@ -140,8 +147,12 @@ func (g *Gateway) request(m []byte) (answer []byte, keep bool) {
 	case typeOpen:
 		g.noteOpen(m)
 	case typeClose:
-		if handle := fieldsOf(m).text(); g.isEarly(handle) {
+		handle := fieldsOf(m).text()
+		if g.isEarly(handle) {
 			g.told[idOf(m)] = handle
+		}
+		if last != nil && last.wrote && last.handle == handle {
+			g.folder = last.folder
 		}
 	case typeExtended: // it may be one that says what is on the disk
 		if len(g.early) > 0 {
@@ -160,28 +171,36 @@ func (g *Gateway) isEarly(handle string) bool {
 // noteOpen needs mu.
 func (g *Gateway) noteOpen(m []byte) {
 	f := fieldsOf(m)
-	_ = f.text() // path
+	name := f.text()
 	switch flags := f.number(); {
 	case !g.on || f.bad:
 	case flags == flagRead:
 		g.opens[idOf(m)] = &file{}
+	case isNew(flags):
+		g.opens[idOf(m)] = &file{write: true, folder: path.Dir(name)}
 	case flags&(flagRead|flagWrite) == flagWrite:
 		g.opens[idOf(m)] = &file{write: true}
 	}
 }
 
-// ahead answers a request for f itself; sent is for the host. It needs mu.
-func (g *Gateway) ahead(f *file, m []byte) (answer, sent []byte) {
+// ahead answers a request itself; sent is for the host. It needs mu.
+func (g *Gateway) ahead(m []byte) (answer, sent []byte) {
+	if kindOf(m) == typeOpen {
+		return g.openAhead(m)
+	}
 	in := fieldsOf(m)
 	kind, id, handle := kindOf(m), idOf(m), in.text()
-	if in.bad || handle != f.handle {
+	f := g.fresh
+	if in.bad || f == nil || handle != f.handle {
 		return nil, nil
 	}
 	switch {
-	case kind == typeWrite && f.write && in.long() == 0 && !in.bad:
+	case kind == typeWrite && f.write && !f.wrote && in.long() == 0 && !in.bad:
 		g.early[handle] = nil
-		g.fresh = nil
+		f.wrote = true
 		return status(id, statusOK), as(TypeQuietWrite, m)
+	case kind == typeFsetstat && f.wrote && in.number() == attributeSize && !in.bad:
+		return status(id, statusOK), as(TypeQuietFsetstat, m) // scp's, which cuts what was longer
 	case f.data == nil || time.Since(f.since) > freshFor:
 	case kind == typeRead:
 		at, n := in.long(), uint64(in.number())
@@ -199,6 +218,20 @@ func (g *Gateway) ahead(f *file, m []byte) (answer, sent []byte) {
 		return status(id, statusOK), as(TypeQuietClose, m)
 	}
 	return nil, nil
+}
+
+// openAhead opens a new file beside one that the client wrote just so. It needs mu.
+func (g *Gateway) openAhead(m []byte) (answer, sent []byte) {
+	in := fieldsOf(m)
+	folder := path.Dir(in.text())
+	if flags := in.number(); in.bad || !isNew(flags) || folder != g.folder {
+		return nil, nil
+	}
+	g.virtual++
+	handle := virtualPrefix + strconv.FormatUint(g.virtual, 36)
+	g.fresh = &file{handle: handle, write: true, folder: folder}
+	g.early[handle] = nil
+	return message(typeHandle, idOf(m), text(handle)), message(TypeQuietOpen, idOf(m), text(handle), m[headBytes:])
 }
 
 // FromHost takes what the host sends.
@@ -235,8 +268,11 @@ func (g *Gateway) response(m []byte) {
 		}
 		return
 	case typeFailed:
-		for handle := range g.early {
-			g.early[handle] = slices.Clone(m)
+		g.folder = ""
+		for handle, failure := range g.early {
+			if failure == nil { // the first one is the cause of the others
+				g.early[handle] = slices.Clone(m)
+			}
 		}
 		return
 	case typeVersion:
@@ -268,8 +304,11 @@ func (g *Gateway) withFailure(id uint32, m []byte) []byte {
 		}
 	}
 	delete(g.early, handle)
-	if failure == nil {
-		return m
+	if failure != nil {
+		m = message(typeStatus, id, failure[headBytes:])
 	}
-	return message(typeStatus, id, failure[headBytes:])
+	if !isOK(m) {
+		g.folder = ""
+	}
+	return m
 }

@@ -1,6 +1,7 @@
 package ahead
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
 	"io"
@@ -11,103 +12,192 @@ import (
 
 // asked is a request that was not answered yet.
 type asked struct {
-	kind  byte
-	quiet bool
-	path  string // to be read ahead; empty: nothing is
+	kind    byte
+	quiet   bool
+	path    string // to be read ahead; empty: nothing is
+	names   string // of a quiet open: the virtual handle
+	failure []byte // of the quiet open whose handle it has: the status that it gets
+}
+
+// opened is what became of a quiet open: a handle of the server's, or a status.
+type opened struct {
+	handle  string
+	failure []byte
 }
 
 // Host is the end at the server of SFTP, which answers in the order in which it
 // is asked. The server reads from it and writes its answers to Answer.
 type Host struct {
-	in io.Reader
+	in    *bufio.Reader
+	ready []byte // of a message, for the server
+	left  int    // bytes of it that follow on in
 
-	head []byte // of the message under way: all of it where it is looked at
-	left int    // bytes of it to come
-
-	mu    sync.Mutex // guards what follows
-	on    bool
-	asked []asked
+	mu       sync.Mutex // guards what follows
+	answered sync.Cond
+	closed   bool
+	on       bool
+	asked    []asked
+	opened   map[string]opened // by virtual handle
 }
 
 // NewHost returns the host's end; in is what comes from the gateway.
-func NewHost(in io.Reader) *Host { return &Host{in: in} }
+func NewHost(in io.Reader) *Host {
+	h := &Host{in: bufio.NewReaderSize(in, 4<<10), opened: map[string]opened{}}
+	h.answered.L = &h.mu
+	return h
+}
+
+// Close ends a Read that waits for the server.
+func (h *Host) Close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	h.answered.Broadcast()
+}
 
 // Read reads requests as a server knows them.
 func (h *Host) Read(p []byte) (int, error) {
-	n, err := h.in.Read(p)
-	h.scan(p[:n])
+	if len(h.ready) == 0 && h.left == 0 {
+		if err := h.next(); err != nil {
+			return 0, err
+		}
+	}
+	if len(h.ready) > 0 {
+		n := copy(p, h.ready)
+		h.ready = h.ready[n:]
+		return n, nil
+	}
+	n, err := h.in.Read(p[:min(len(p), h.left)])
+	h.left -= n
 	return n, err
 }
 
-// scan finds the messages of p and makes ours to what they are.
-func (h *Host) scan(p []byte) {
-	for len(p) > 0 {
-		if len(h.head) < 5 {
-			h.head = append(h.head, p[0])
-			if len(h.head) == 5 {
-				p[0] = h.begin(p[0])
-			}
-			p = p[1:]
-		} else {
-			n := min(h.left, len(p))
-			if len(h.head)+n <= most && (h.head[4] == typeOpen || h.head[4] == typeInit) {
-				h.head = append(h.head, p[:n]...)
-			}
-			h.left -= n
-			p = p[n:]
+// next reads the next message's begin: all of it where it is looked at.
+func (h *Host) next() error {
+	head, err := h.in.Peek(5)
+	if err != nil {
+		if len(head) > 0 && err == io.EOF {
+			err = io.ErrUnexpectedEOF
 		}
-		if len(h.head) >= 5 && h.left == 0 {
-			h.end()
-			h.head = h.head[:0]
-		}
+		return err
 	}
+	kind, size := head[4], 4+int(binary.BigEndian.Uint32(head))
+	if size < headBytes { // it is no message
+		h.ready, h.left = make([]byte, max(size, 5)), 0
+		_, err = io.ReadFull(h.in, h.ready)
+		return err
+	}
+	m := make([]byte, min(size, h.look(kind)))
+	if _, err := io.ReadFull(h.in, m); err != nil {
+		return err
+	}
+	h.left = size - len(m)
+	h.ready = h.request(m)
+	return nil
 }
 
-// begin returns what the server is to see as the message's type.
-func (h *Host) begin(kind byte) byte {
-	h.left = max(int(binary.BigEndian.Uint32(h.head))-1, 0)
-	switch {
-	case kind == TypeQuietWrite && h.on:
-		return typeWrite
-	case kind == TypeQuietClose && h.on:
-		return typeClose
+// look is how much of a message is looked at: its handle, or more.
+func (h *Host) look(kind byte) int {
+	switch kind {
+	case typeInit, typeOpen, TypeQuietOpen, typeExtended:
+		return most
 	}
-	return kind
+	return headBytes + 4 + maxHandle
 }
 
-// end notes a whole request.
-func (h *Host) end() {
+// request notes one, and returns what the server is to see of it.
+func (h *Host) request(m []byte) []byte {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	kind := h.head[4]
-	a := asked{kind: kind, quiet: kind == TypeQuietWrite || kind == TypeQuietClose}
-	switch {
-	case kind == typeInit:
-		h.on = bytes.HasSuffix(h.head, append(text(extension), text(revision)...))
-	case kind == typeOpen && len(h.head) >= headBytes:
-		f := fieldsOf(h.head)
-		if path := f.text(); f.number() == flagRead && !f.bad {
+	if kindOf(m) == typeInit {
+		h.on = bytes.HasSuffix(m, append(text(extension), text(revision)...))
+	}
+	if !h.on {
+		return m
+	}
+	for h.mustWait(kindOf(m)) {
+		h.answered.Wait()
+	}
+	a := asked{kind: kindOf(m)}
+	in := fieldsOf(m)
+	switch a.kind {
+	case TypeQuietWrite:
+		a.quiet, m[4] = true, typeWrite
+	case TypeQuietFsetstat:
+		a.quiet, m[4] = true, typeFsetstat
+	case TypeQuietClose:
+		a.quiet, m[4] = true, typeClose
+	case typeOpen:
+		if path := in.text(); in.number() == flagRead && !in.bad {
 			a.path = path
 		}
+	case TypeQuietOpen:
+		if name := in.text(); !in.bad && len(in.rest)+h.left > 0 {
+			a.quiet, a.names = true, name
+			m = resized(message(typeOpen, idOf(m), in.rest), h.left)
+		}
 	}
-	if h.on {
-		h.asked = append(h.asked, a)
+	m = h.translated(m, &a)
+	h.asked = append(h.asked, a)
+	return m
+}
+
+// mustWait reports whether a request has to wait until the one before is done, which
+// its client believes to be done: the server does several at a time. It needs mu.
+func (h *Host) mustWait(kind byte) bool {
+	if h.closed {
+		return false
 	}
+	shut := kind == typeClose || kind == TypeQuietClose // for which the server itself waits until all is written
+	return slices.ContainsFunc(h.asked, func(a asked) bool {
+		return a.names != "" || !shut && (a.kind == TypeQuietWrite || a.kind == TypeQuietFsetstat)
+	})
+}
+
+// translated is the request m with the server's handle instead of a virtual one. It
+// needs mu.
+func (h *Host) translated(m []byte, a *asked) []byte {
+	in := fieldsOf(m)
+	switch kindOf(m) {
+	case typeClose, typeRead, typeWrite, typeFstat, typeFsetstat:
+	case typeExtended:
+		if in.text() != "fsync@openssh.com" { // others have no handle
+			return m
+		}
+	default:
+		return m
+	}
+	before := len(m) - len(in.rest)
+	name := in.text()
+	o, virtual := h.opened[name]
+	if in.bad || !virtual {
+		return m
+	}
+	if kindOf(m) == typeClose {
+		delete(h.opened, name)
+	}
+	a.failure = o.failure
+	return resized(slices.Concat(m[:before], text(o.handle), in.rest), h.left)
+}
+
+// resized is m with its length put right, left bytes of which follow.
+func resized(m []byte, left int) []byte {
+	binary.BigEndian.PutUint32(m, uint32(len(m)-4+left))
+	return m
 }
 
 // Answer returns what the gateway gets for a message of the server: nothing,
 // another or more than one.
 func (h *Host) Answer(m []byte) []byte {
-	h.mu.Lock()
-	if !h.on || len(h.asked) == 0 || len(m) < headBytes {
-		h.mu.Unlock()
+	a, on := h.question(m)
+	if !on {
 		return m
 	}
-	a := h.asked[0]
-	h.asked = slices.Delete(h.asked, 0, 1)
-	h.mu.Unlock()
+	if a.failure != nil {
+		m = message(typeStatus, idOf(m), a.failure[headBytes:])
+	}
 	switch {
-	case a.quiet && kindOf(m) == typeStatus && fieldsOf(m).number() == statusOK:
+	case a.quiet && (isOK(m) || a.names != "" && kindOf(m) == typeHandle):
 		return nil
 	case a.quiet:
 		return as(typeFailed, m)
@@ -119,6 +209,25 @@ func (h *Host) Answer(m []byte) []byte {
 		}
 	}
 	return m
+}
+
+// question is what m answers; who waits for that may go on.
+func (h *Host) question(m []byte) (a asked, on bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.on || len(h.asked) == 0 || len(m) < headBytes {
+		return a, false
+	}
+	a = h.asked[0]
+	h.asked = slices.Delete(h.asked, 0, 1)
+	switch {
+	case a.names != "" && kindOf(m) == typeHandle:
+		h.opened[a.names] = opened{handle: fieldsOf(m).text()}
+	case a.names != "":
+		h.opened[a.names] = opened{failure: slices.Clone(m)}
+	}
+	h.answered.Broadcast()
+	return a, true
 }
 
 // small returns all of a small file; nil: it is none, or nothing that ends.

@@ -35,7 +35,7 @@ func SFTP() error {
 
 func serveSFTP(in io.Reader, out io.WriteCloser) error {
 	host := ahead.NewHost(in)
-	srv, err := sftp.NewServer(stream{host, &messages{WriteCloser: out, answer: host.Answer}}, sftp.WithAllocator(), sftp.WithMaxTxPacket(largestRead))
+	srv, err := sftp.NewServer(stream{host, &messages{WriteCloser: out, host: host}}, sftp.WithAllocator(), sftp.WithMaxTxPacket(largestRead))
 	if err == nil {
 		err = srv.Serve()
 	}
@@ -49,8 +49,14 @@ func serveSFTP(in io.Reader, out io.WriteCloser) error {
 // apart from its head, and what goes alone costs every process on the way twice.
 type messages struct {
 	io.WriteCloser
-	answer func(message []byte) []byte // what goes out for it
-	begun  []byte
+	host  *ahead.Host // says what goes out for one
+	begun []byte
+}
+
+// Close is what the server does when it cannot answer any more.
+func (m *messages) Close() error {
+	m.host.Close()
+	return m.WriteCloser.Close()
 }
 
 func (m *messages) Write(p []byte) (int, error) {
@@ -63,7 +69,7 @@ func (m *messages) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	m.begun = m.begun[:0]
-	if message = m.answer(message); len(message) == 0 {
+	if message = m.host.Answer(message); len(message) == 0 {
 		return len(p), nil
 	}
 	if _, err := m.WriteCloser.Write(message); err != nil {
