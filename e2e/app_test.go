@@ -312,7 +312,7 @@ run(socketserver.ThreadingUnixStreamServer('/tmp/a.sock', Unix))
 	}
 	eventually(t, 20*time.Second, "says what is where", func() (string, bool) {
 		said := read()
-		return said, strings.Contains(said, "127.0.0.1:15300   udp   127.0.0.1:5300")
+		return said, strings.Contains(said, "127.0.0.1:15300   udp    127.0.0.1:5300")
 	})
 	all := func() (string, bool) {
 		for line, want := range map[string]string{
