@@ -39,10 +39,13 @@ func (s *Service) Enroll(ctx context.Context, c auth.Caller, e protocol.Enroll) 
 
 func (s *Service) enroll(ctx context.Context, c auth.Caller, e protocol.Enroll) (out protocol.Enrolled, err error) {
 	err = pg.InTx(ctx, s.pool, func(tx pg.Tx) error {
+		var token JoinToken // of one who joins
 		id, name, state, err := byKey(ctx, tx, e.PublicKey)
 		switch {
 		case pg.IsNone(err):
-			id, name, state, err = s.join(ctx, tx, c, e)
+			if token, err = validToken(ctx, tx, e.Token); err == nil {
+				id, name, state, err = join(ctx, tx, c, e, token)
+			}
 		case err == nil && state == Retired:
 			err = errs.E(errs.Denied, "This host was retired. To join as a new one, uninstall the agent with --purge first.")
 		}
@@ -50,16 +53,15 @@ func (s *Service) enroll(ctx context.Context, c auth.Caller, e protocol.Enroll) 
 			return err
 		}
 		out = protocol.Enrolled{Host: id, Name: name, Approved: state != Pending, Keys: s.cfg.Keys, Registry: s.cfg.Registry}
-		return setInventory(ctx, tx, id, e.Inventory)
+		if err := setInventory(ctx, tx, id, e.Inventory); err != nil || token.ID == "" {
+			return err
+		}
+		return token.use(ctx, tx, e.Token)
 	})
 	return out, err
 }
 
-func (s *Service) join(ctx context.Context, tx pg.Tx, c auth.Caller, e protocol.Enroll) (id, name string, state State, err error) {
-	t, err := useToken(ctx, tx, e.Token)
-	if err != nil {
-		return "", "", "", err
-	}
+func join(ctx context.Context, tx pg.Tx, c auth.Caller, e protocol.Enroll, t JoinToken) (id, name string, state State, err error) {
 	h := Host{Machine: Machine{ID: protocol.NewID(protocol.PrefixHost), State: Active, Labels: t.Labels, Address: c.Remote}}
 	if t.Approval {
 		h.State = Pending

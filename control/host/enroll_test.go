@@ -46,6 +46,42 @@ func TestJoinTokens(t *testing.T) {
 	wantError(t, w.RevokeToken(t.Context(), admin, "tok_none"), errs.NotFound, "no such join token")
 }
 
+// TestJoinAtOnce: of many machines of one image a token lets in as many as it may.
+func TestJoinAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const uses, machines = 12, 20
+	_, token := w.token(JoinToken{Uses: uses})
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	names, refused := map[string]bool{}, 0
+	for range machines {
+		all.Go(func() {
+			e := request(newKey(t), token, "")
+			e.Inventory.Hostname = "image"
+			out, err := w.Enroll(t.Context(), auth.Caller{}, e)
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				names[out.Name] = true
+				return
+			}
+			refused++
+			wantError(t, err, errs.Denied, "used up: 12 of 12")
+		})
+	}
+	all.Wait()
+	if len(names) != uses || refused != machines-uses {
+		t.Errorf("%d joined and %d were refused: %v", len(names), refused, names)
+	}
+	if n := w.count("select used from join_tokens"); n != uses {
+		t.Errorf("%d uses", n)
+	}
+	if n := w.count("select count(*) from hosts"); n != uses {
+		t.Errorf("%d hosts", n)
+	}
+}
+
 func TestProofs(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -75,9 +75,9 @@ func (s *Service) RevokeToken(ctx context.Context, c auth.Caller, id string) err
 	})
 }
 
-// useToken counts a use of a token and returns it, or says why it is no good.
-func useToken(ctx context.Context, tx pg.Tx, secret string) (JoinToken, error) {
-	rows, err := tx.Query(ctx, "select "+tokenColumns+" from join_tokens where hash = $1 for update", hashToken(secret))
+// validToken returns a token, or says why it is no good.
+func validToken(ctx context.Context, tx pg.Tx, secret string) (JoinToken, error) {
+	rows, err := tx.Query(ctx, "select "+tokenColumns+" from join_tokens where hash = $1", hashToken(secret))
 	if err != nil {
 		return JoinToken{}, err
 	}
@@ -87,9 +87,18 @@ func useToken(ctx context.Context, tx pg.Tx, secret string) (JoinToken, error) {
 	} else if err != nil {
 		return t, err
 	}
-	if err := t.check(time.Now()); err != nil {
-		return t, err
+	return t, t.check(time.Now())
+}
+
+// use counts a use of a token that was good, unless that has changed since. Others
+// with this token wait until tx ends, so it is its last statement.
+func (t JoinToken) use(ctx context.Context, tx pg.Tx, secret string) error {
+	tag, err := tx.Exec(ctx, "update join_tokens set used = used + 1 where id = $1 and used < uses and not revoked", t.ID)
+	if err != nil || tag.RowsAffected() == 1 {
+		return err
 	}
-	_, err = tx.Exec(ctx, "update join_tokens set used = used + 1 where id = $1", t.ID)
-	return t, err
+	if _, err := validToken(ctx, tx, secret); err != nil {
+		return err
+	}
+	return errs.E(errs.Conflict, "The join token was changed in this moment. Run the line again.")
 }
