@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -78,12 +79,12 @@ func (w *world) mosquitto(database, cert string) (flags []string) {
 
 func (w *world) startMosquitto() {
 	w.t.Helper()
-	w.start("srv", "mosquitto.log", "mosquitto", "-c", filepath.Join(w.dir, "mosquitto/remotegpu.conf"))
+	w.broker = w.start("srv", "mosquitto.log", "mosquitto", "-c", filepath.Join(w.dir, "mosquitto/remotegpu.conf"))
 }
 
 func (w *world) killMosquitto() {
 	w.t.Helper()
-	w.must("sh", "-c", "kill -9 $(cat "+w.dir+"/mosquitto/pid)")
+	w.end(w.broker, syscall.SIGKILL)
 }
 
 // atMosquitto sees that the host is there and nowhere else.

@@ -21,9 +21,15 @@ import (
 
 // TestSurvival cuts the client's link, the agent's and the server's life 100
 // times at random while a person works in a session: the transcript is as if
-// nothing had happened.
-func TestSurvival(t *testing.T) {
-	w := newWorld(t)
+// nothing had happened. With hosts at a mosquitto there are fewer cuts, of which
+// it gets its share: sessions go the same way there, and another minute will do.
+func TestSurvival(t *testing.T) { eachBroker(t, survival) }
+
+func survival(t *testing.T, w *world) {
+	cuts, recorded, outage := 100, 25, 45*time.Second
+	if w.external {
+		cuts, recorded, outage = 30, 8, 15*time.Second
+	}
 	p, m := w.newPlane(), w.machine()
 	t.Cleanup(func() { m.dump(t) })
 	p.login()
@@ -31,7 +37,7 @@ func TestSurvival(t *testing.T) {
 	p.join(m, "--name box")
 	w.in("client", "remotegpu env create one --image "+busyboxImage)
 
-	t.Run("plain ssh", func(t *testing.T) { plainSurvives(t, p, m) })
+	t.Run("plain ssh", func(t *testing.T) { plainSurvives(t, p, m, outage) })
 	seed := uint64(time.Now().UnixNano())
 	if text := os.Getenv("RG_SEED"); text != "" {
 		if _, err := fmt.Sscan(text, &seed); err != nil {
@@ -40,12 +46,12 @@ func TestSurvival(t *testing.T) {
 	}
 	t.Logf("RG_SEED=%d", seed)
 	storm := &storm{w: w, p: p, m: m, rnd: rand.New(rand.NewPCG(seed, 0)), t: t}
-	storm.rage(seed, 100)
+	storm.rage(seed, cuts)
 	w.in("client", "remotegpu recording policy all")
-	shown := storm.rage(seed+1, 25)
-	recorded := w.onlyRecording()
-	if sum := sha256.Sum256([]byte(recorded)); hex.EncodeToString(sum[:]) != shown {
-		t.Errorf("the recording's %d bytes are not what was shown: %.500s", len(recorded), recorded)
+	shown := storm.rage(seed+1, recorded)
+	recording := w.onlyRecording()
+	if sum := sha256.Sum256([]byte(recording)); hex.EncodeToString(sum[:]) != shown {
+		t.Errorf("the recording's %d bytes are not what was shown: %.500s", len(recording), recording)
 	}
 }
 
@@ -108,8 +114,12 @@ type storm struct {
 
 // plan returns n cuts in random order, the slow kinds few times.
 func (s *storm) plan(n int) []string {
+	percents := map[string]int{"server killed": 5, "server stopped": 2, "agent killed": 5, "agent's link reset": 14, "client's link silent": 4, "client's address": 15}
+	if s.w.external {
+		percents["mosquitto killed"] = 14
+	}
 	var kinds []string
-	for kind, percent := range map[string]int{"server killed": 5, "server stopped": 2, "agent killed": 5, "agent's link reset": 14, "client's link silent": 4, "client's address": 15} {
+	for kind, percent := range percents {
 		kinds = append(kinds, slices.Repeat([]string{kind}, max(1, percent*n/100))...)
 	}
 	slices.Sort(kinds) // a map has no order
@@ -132,6 +142,10 @@ func (s *storm) cut(kind string) {
 		s.m.kill(s.t, "remotegpu-agent run")
 	case "agent's link reset":
 		s.w.reset("host")
+	case "mosquitto killed":
+		s.w.killMosquitto()
+		s.w.reset("host") // or nobody would need it
+		s.w.startMosquitto()
 	case "client's link reset":
 		s.w.reset("client")
 	case "client's link silent":
@@ -145,17 +159,17 @@ func (s *storm) cut(kind string) {
 	}
 }
 
-// reset breaks all connections of a role with the server, at both ends; new
-// ones get through.
+// reset breaks all connections of a role with the server and a broker beside it,
+// at both ends; new ones get through.
 func (w *world) reset(role string) { w.in(role, resetLinks) }
 
-const resetLinks = `ports=$(ss -Htn state established dport = :8443 | awk '{ n = split($3, a, ":"); printf "%s%s", c, a[n]; c = ", " }')
+const resetLinks = `ports=$(ss -Htn state established '( dport = :8443 or dport = :8883 )' | awk '{ n = split($3, a, ":"); printf "%s%s", c, a[n]; c = ", " }')
 [ -n "$ports" ] || exit 0
 nft delete table inet cut 2>/dev/null
 nft -f - <<X
 table inet cut {
-  chain out { type filter hook output priority 0; tcp dport 8443 tcp sport { $ports } tcp flags & rst == 0 reject with tcp reset; }
-  chain in { type filter hook input priority 0; tcp sport 8443 tcp dport { $ports } tcp flags & rst == 0 reject with tcp reset; }
+  chain out { type filter hook output priority 0; tcp dport { 8443, 8883 } tcp sport { $ports } tcp flags & rst == 0 reject with tcp reset; }
+  chain in { type filter hook input priority 0; tcp sport { 8443, 8883 } tcp dport { $ports } tcp flags & rst == 0 reject with tcp reset; }
 }
 X`
 
@@ -174,7 +188,7 @@ func (s *storm) report() {
 
 // plainSurvives: OpenSSH's own session goes on after the host was away for a
 // while, its connections were reset, and its agent was killed.
-func plainSurvives(t *testing.T, p *plane, m *machine) {
+func plainSurvives(t *testing.T, p *plane, m *machine, outage time.Duration) {
 	w := p.w
 	args := strings.Fields(p.sshKey() + " one.default@" + srvAddr)
 	cmd := exec.Command("nsenter", append([]string{"--net=/run/netns/" + w.ns("client")}, args...)...)
@@ -203,7 +217,7 @@ func plainSurvives(t *testing.T, p *plane, m *machine) {
 	want("ready")
 	w.in("nat1", "nft add table inet hush && nft 'add chain inet hush f { type filter hook forward priority -10; policy drop; }'")
 	fmt.Fprintln(in, "during")
-	time.Sleep(45 * time.Second) // the outage itself
+	time.Sleep(outage)
 	w.in("nat1", "nft delete table inet hush")
 	want("during")
 	fmt.Fprintln(in, "after")

@@ -28,7 +28,8 @@ type world struct {
 	dir    string // for everything that the test writes
 	bin    string // the programs under test
 
-	external bool // hosts are at a mosquitto beside the server's own broker
+	external bool      // hosts are at a mosquitto beside the server's own broker
+	broker   *exec.Cmd // that mosquitto
 }
 
 func newWorld(t *testing.T) *world {
