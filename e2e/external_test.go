@@ -71,6 +71,7 @@ func (w *world) mosquitto(database, cert string) (flags []string) {
 		w.must("cp", cert+".key", dir+"/broker.key")
 		flags = append(flags, "--mqtt-broker-ca", cert+".crt")
 	}
+	w.in("srv", "nft -f "+dir+"/remotegpu.nft")
 	w.must("mosquitto_passwd", "-b", dir+"/passwords", "grafana", "secret")
 	w.must("sh", "-c", "printf 'user grafana\ntopic read rg/v1/workspaces/#\ntopic read rg/v1/hosts/+/presence\n' >>"+dir+"/acl-integrations; printf 'pid_file "+dir+"/pid\nuser root\n' >"+dir+"/head; cat "+dir+"/remotegpu.conf >>"+dir+"/head; mv "+dir+"/head "+dir+"/remotegpu.conf")
 	w.startMosquitto()

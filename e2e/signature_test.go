@@ -148,6 +148,7 @@ func (w *world) stealMosquitto() (publish func(topic string, payload []byte), ba
 	w.t.Helper()
 	dir := filepath.Join(w.dir, "mosquitto")
 	w.killMosquitto()
+	w.in("srv", "nft delete table inet remotegpu")
 	rules := "user root\nlistener 8883\ncertfile " + dir + "/broker.pem\nkeyfile " + dir + "/broker.key\nallow_anonymous true\n"
 	w.must("sh", "-c", "printf '"+rules+"' >"+dir+"/stolen.conf")
 	os.Remove(filepath.Join(w.dir, "stolen.log")) // of the last time
@@ -165,6 +166,7 @@ func (w *world) stealMosquitto() (publish func(topic string, payload []byte), ba
 	}
 	return publish, func() {
 		w.end(cmd, syscall.SIGTERM)
+		w.in("srv", "nft -f "+dir+"/remotegpu.nft")
 		w.startMosquitto()
 	}
 }

@@ -94,7 +94,8 @@ func (a *app) mosquittoCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "mosquitto FOLDER", Short: "Write a configuration of mosquitto as a broker beside the built-in one",
 		Long: `Write a configuration of mosquitto 2 as an MQTT 5 broker of this fleet: its
-certificate, who is let in and what they may do. Files that are there stay.`,
+certificate, who is let in and what they may do, and limits for nftables. Files
+that are there stay.`,
 		Example: "  remotegpu server mosquitto --database-url postgres://… --host mqtt.example.org /etc/mosquitto/remotegpu",
 		Args:    args(1, 1, "a folder"),
 		RunE: func(cmd *cobra.Command, folder []string) error {

@@ -20,6 +20,11 @@ import (
 //go:embed mosquitto.conf
 var mosquittoConf string
 
+// mosquittoLimits bound what one host costs the broker, which does not do that.
+//
+//go:embed mosquitto.nft
+var mosquittoLimits string
+
 // What hosts, the control plane and integrations may do there, each at a port
 // of its own.
 const (
@@ -78,6 +83,7 @@ func WriteMosquitto(ctx context.Context, url, host, dir string) error {
 	}
 	for name, text := range map[string]string{
 		"remotegpu.conf":   strings.ReplaceAll(mosquittoConf, "@DIR@", dir),
+		"remotegpu.nft":    mosquittoLimits,
 		"hosts-ca.pem":     string(chainPEM(hosts)),
 		"control-ca.pem":   string(chainPEM(fleet)),
 		"broker.pem":       string(chainPEM(cert)),
