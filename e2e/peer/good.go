@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.golang/paho"
 	"github.com/golang-jwt/jwt/v5"
 	"golang.org/x/crypto/ssh"
@@ -172,7 +173,7 @@ func (id identity) proof(audience string) (string, error) {
 
 // connect opens the host's MQTT connection.
 func (p *peer) connect(id identity, will *paho.WillMessage, got func(*paho.Publish)) (*paho.Client, net.Conn, error) {
-	conn, err := p.dial(p.MQTT)
+	conn, err := p.dial(p.MQTT, id.shown...)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -180,7 +181,7 @@ func (p *peer) connect(id identity, will *paho.WillMessage, got func(*paho.Publi
 	if err != nil {
 		return nil, nil, err
 	}
-	c := paho.NewClient(paho.ClientConfig{Conn: conn, OnPublishReceived: []func(paho.PublishReceived) (bool, error){
+	c := paho.NewClient(paho.ClientConfig{Conn: packets.NewThreadSafeConn(conn), OnPublishReceived: []func(paho.PublishReceived) (bool, error){
 		func(r paho.PublishReceived) (bool, error) {
 			if got != nil {
 				got(r.Packet)

@@ -157,8 +157,17 @@ func (p *peer) labels(int) error {
 	return p.post("/api/v1/agent/enroll", in, nil)
 }
 
-// loris holds as many connections as it gets, and says little on each.
-func (p *peer) loris(int) error {
+// certificates asks for one after the other, each of which is signed.
+func (p *peer) certificates(thread int) error {
+	d, err := p.device(thread)
+	if err == nil {
+		_, err = p.certificate(d.identity)
+	}
+	return err
+}
+
+// loris holds as many connections to a port as it gets, and says little on each.
+func (p *peer) loris(port string) error {
 	var held []net.Conn
 	defer func() {
 		for _, c := range held {
@@ -166,7 +175,7 @@ func (p *peer) loris(int) error {
 		}
 	}()
 	for range 2000 {
-		c, err := net.DialTimeout("tcp", net.JoinHostPort(p.Address, p.HTTPS), time.Second)
+		c, err := net.DialTimeout("tcp", net.JoinHostPort(p.Address, port), time.Second)
 		if err != nil {
 			return err
 		}

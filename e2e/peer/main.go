@@ -13,6 +13,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"flag"
 	"fmt"
 	"net"
@@ -27,16 +28,17 @@ import (
 
 // config says where the server is and whose credentials the peer has.
 type config struct {
-	Address string // host of the server
-	HTTPS   string // port
-	MQTT    string
-	SSH     string
-	Token   string // API token of a user
-	Join    string // join token for hosts
-	Key     string // file with an SSH key of that user
-	Env     string // an environment of theirs
-	Victim  string // host id of somebody else
-	Target  string // environment id on it
+	Address   string // host of the server
+	HTTPS     string // port
+	MQTT      string
+	SSH       string
+	Token     string // API token of a user
+	Join      string // join token for hosts
+	Key       string // file with an SSH key of that user
+	Env       string // an environment of theirs
+	Victim    string // host id of somebody else
+	Target    string // environment id on it
+	Certified bool   // hosts show the broker a certificate, for it knows no tokens
 }
 
 // peer is one run of the program.
@@ -58,7 +60,9 @@ var attacks = map[string]struct {
 	"wills by the thousand":          {4, (*peer).wills},
 	"malformed MQTT":                 {4, (*peer).malformed},
 	"enrolments with 1 MB of labels": {4, (*peer).labels},
-	"slow-loris at HTTPS":            {1, (*peer).loris},
+	"certificates":                   {4, (*peer).certificates},
+	"slow-loris at HTTPS":            {1, func(p *peer, _ int) error { return p.loris(p.HTTPS) }},
+	"slow-loris at MQTT":             {1, func(p *peer, _ int) error { return p.loris(p.MQTT) }},
 	"guessed passwords":              {8, (*peer).passwords},
 	"guessed tokens":                 {8, (*peer).tokens},
 	"SSH banners":                    {8, (*peer).banners},
@@ -130,16 +134,17 @@ func (p *peer) url(path string) string {
 	return "https://" + net.JoinHostPort(p.Address, p.HTTPS) + path
 }
 
-// dial opens a TLS connection to a port.
-func (p *peer) dial(port string) (net.Conn, error) {
+// dial opens a TLS connection to a port, where it shows what is asked for.
+func (p *peer) dial(port string, shown ...tls.Certificate) (net.Conn, error) {
 	d := &net.Dialer{Timeout: 10 * time.Second}
-	return tls.DialWithDialer(d, "tcp", net.JoinHostPort(p.Address, port), &tls.Config{InsecureSkipVerify: true})
+	return tls.DialWithDialer(d, "tcp", net.JoinHostPort(p.Address, port), &tls.Config{InsecureSkipVerify: true, Certificates: shown})
 }
 
 // identity is a host that has joined.
 type identity struct {
-	host string
-	key  ed25519.PrivateKey
+	host  string
+	key   ed25519.PrivateKey
+	shown []tls.Certificate // to a broker that asks for one
 }
 
 // enroll joins as a host with valid credentials.
@@ -153,7 +158,29 @@ func (p *peer) enroll() (identity, error) {
 		Token: p.Join, PublicKey: pub, Proof: ed25519.Sign(key, protocol.EnrollProof(p.Join, pub)), Agent: "peer",
 		Inventory: protocol.Inventory{Hostname: "peer", OS: "linux", Arch: "amd64", CPUs: 1, Memory: 1 << 30, Disk: 1 << 30},
 	}, &out)
-	return identity{out.Host, key}, err
+	id := identity{host: out.Host, key: key}
+	if err != nil || !p.Certified {
+		return id, err
+	}
+	chain, err := p.certificate(id)
+	if err != nil {
+		return id, err
+	}
+	block, _ := pem.Decode(chain)
+	if block == nil {
+		return id, errors.New("the control plane gives no certificate")
+	}
+	id.shown = []tls.Certificate{{Certificate: [][]byte{block.Bytes}, PrivateKey: key}}
+	return id, nil
+}
+
+// certificate asks for one of the host's key, as PEM.
+func (p *peer) certificate(id identity) (chain []byte, err error) {
+	token, err := id.proof(protocol.AudienceAPI)
+	if err == nil {
+		err = p.do(http.MethodPost, protocol.CertificatePath, token, nil, &chain)
+	}
+	return chain, err
 }
 
 // join joins as a host and writes what it shows to an external broker, host.pem
@@ -163,12 +190,8 @@ func (p *peer) join() error {
 	if err != nil {
 		return err
 	}
-	token, err := id.proof(protocol.AudienceAPI)
+	chain, err := p.certificate(id)
 	if err != nil {
-		return err
-	}
-	var chain []byte
-	if err := p.do(http.MethodPost, protocol.CertificatePath, token, nil, &chain); err != nil {
 		return err
 	}
 	der, err := x509.MarshalPKCS8PrivateKey(id.key)
