@@ -16,11 +16,11 @@ import (
 type SFTP struct {
 	mu    sync.Mutex // guards what follows
 	tell  func(line string)
-	asked map[uint32]request // by the client, without an answer yet
-	files map[string]*file   // open, by handle
-	kept  int                // size of asked and files
-	up    packets            // from the client
-	down  packets            // from the server
+	asked map[uint32][]request // by the client, without an answer yet: first asked, first answered
+	files map[string]*file     // open, by handle
+	kept  int                  // size of asked and files
+	up    packets              // from the client
+	down  packets              // from the server
 }
 
 type request struct {
@@ -43,6 +43,8 @@ func (f *file) size(handle string) int { return entrySize + len(f.path) + len(ha
 
 // Types of packets.
 const (
+	sftpInit     = 1
+	sftpVersion  = 2
 	sftpOpen     = 3
 	sftpClose    = 4
 	sftpRead     = 5
@@ -69,7 +71,7 @@ const (
 // NewSFTP returns a listener that calls tell with every line, without a line
 // end.
 func NewSFTP(tell func(line string)) *SFTP {
-	return &SFTP{tell: tell, asked: map[uint32]request{}, files: map[string]*file{}}
+	return &SFTP{tell: tell, asked: map[uint32][]request{}, files: map[string]*file{}}
 }
 
 // FromClient takes the next bytes of the client.
@@ -93,8 +95,10 @@ func (s *SFTP) Close() {
 	for _, f := range s.files {
 		s.tell(f.line() + ", not closed")
 	}
-	for _, r := range s.asked {
-		s.unfollowed(r, ": no answer")
+	for _, same := range s.asked {
+		for _, r := range same {
+			s.unfollowed(r, ": no answer")
+		}
 	}
 	clear(s.files)
 	clear(s.asked)
@@ -110,27 +114,32 @@ func (s *SFTP) ask(head []byte) {
 	case sftpOpen:
 		r.line = p.text()
 		r.write = p.u32()&0x1a != 0 // WRITE, CREAT, TRUNC
+	case sftpInit:
+		return
 	case ahead.TypeQuietOpen:
-		handle := p.text()
-		if r := (request{kind: sftpOpen, line: p.text(), write: true}); !p.short {
-			s.open(handle, r)
+		if handle, open, ok := ahead.QuietOpen(p.rest); ok { // else the host opens nothing
+			path := fields{rest: open}
+			s.open(handle, request{kind: sftpOpen, line: path.text(), write: true})
 		}
+		return
+	case ahead.TypeQuietFsetstat:
 		return
 	case ahead.TypeQuietClose:
 		s.shut(p.text(), "")
 		return
 	case sftpClose: // its answer tells of an open and of writes that had none
 		if f := s.forget(p.text()); f != nil {
-			s.keep(id, request{kind: sftpClose, line: f.line()})
+			r.line = f.line()
 		}
-		return
 	case sftpRead:
 		r.handle = p.text()
 	case sftpWrite, ahead.TypeQuietWrite:
 		if f := s.files[p.text()]; f != nil && len(p.rest) >= 12 {
 			f.sent += uint64(binary.BigEndian.Uint32(p.rest[8:]))
 		}
-		return
+		if head[0] == ahead.TypeQuietWrite {
+			return
+		}
 	case sftpSetstat:
 		r.line = "attributes " + quoted(p.text())
 	case sftpRemove:
@@ -143,28 +152,36 @@ func (s *SFTP) ask(head []byte) {
 		r.line = pair(head[0], p.text(), p.text())
 	case sftpExtended:
 		r.line = extended(p.text(), &p)
-	default:
-		return
 	}
-	if p.short || r.line == "" && r.handle == "" || len(r.handle) > maxHandle {
-		return
+	if p.short || len(r.handle) > maxHandle {
+		r = request{kind: head[0]}
 	}
 	s.keep(id, r)
 }
 
-// keep remembers r until its answer.
+// keep remembers r until its answer, also one of which nothing is told: another may
+// have the same id.
 func (s *SFTP) keep(id uint32, r request) {
-	if old, twice := s.asked[id]; twice { // its answer can be told from no other
-		s.kept -= old.size()
-		delete(s.asked, id)
-		s.unfollowed(old, ": no answer")
-	}
 	if s.kept+r.size() > maxKept {
 		s.unfollowed(r, tooMuch)
 		return
 	}
-	s.asked[id] = r
+	s.asked[id] = append(s.asked[id], r)
 	s.kept += r.size()
+}
+
+// take returns the request that an answer is for.
+func (s *SFTP) take(id uint32) (r request, known bool) {
+	same := s.asked[id]
+	if len(same) == 0 {
+		return r, false
+	}
+	r = same[0]
+	s.kept -= r.size()
+	if s.asked[id] = same[1:]; len(same) == 1 {
+		delete(s.asked, id)
+	}
+	return r, true
 }
 
 const tooMuch = ": too much at a time to follow"
@@ -176,7 +193,9 @@ func (s *SFTP) unfollowed(r request, why string) {
 	case sftpOpen:
 		s.tell(r.verb() + quoted(r.line) + why)
 	default:
-		s.tell(r.line + why)
+		if r.line != "" {
+			s.tell(r.line + why)
+		}
 	}
 }
 
@@ -236,29 +255,31 @@ func extended(name string, p *fields) string {
 func (s *SFTP) answer(head []byte) {
 	p := fields{rest: head[1:]}
 	id := p.u32()
-	r, known := s.asked[id]
-	if !known || p.short {
-		return
-	}
-	if head[0] == ahead.TypeData && r.kind == sftpOpen { // its answer follows
-		r.got += uint64(p.u32())
-		s.asked[id] = r
-		return
-	}
-	delete(s.asked, id)
-	s.kept -= r.size()
 	switch {
+	case p.short || head[0] == sftpVersion || head[0] == ahead.TypeFailed: // they answer nothing
+		return
+	case head[0] == ahead.TypeData: // its answer follows
+		if same := s.asked[id]; len(same) > 0 && same[0].kind == sftpOpen {
+			same[0].got += uint64(p.u32())
+		}
+		return
+	}
+	r, known := s.take(id)
+	switch {
+	case !known:
 	case head[0] == sftpHandle && r.kind == sftpOpen:
 		if handle := p.text(); p.short {
 			s.unfollowed(r, ": no answer")
 		} else {
 			s.open(handle, r)
 		}
-	case head[0] == sftpData && r.kind == sftpRead:
-		if f := s.files[r.handle]; f != nil {
+	case r.kind == sftpRead:
+		if f := s.files[r.handle]; f != nil && head[0] == sftpData {
 			f.got += uint64(p.u32())
 		}
-	case head[0] != sftpStatus || r.kind == sftpRead:
+	case head[0] != sftpStatus: // of one that is told of it is none
+		s.unfollowed(r, ": no answer")
+	case r.line == "":
 	case r.kind == sftpOpen:
 		s.tell(r.verb() + quoted(r.line) + ": refused")
 	case p.u32() == 0:

@@ -142,6 +142,34 @@ put "elsewhere", 2 bytes: refused`
 	s.check(t)
 }
 
+// TestSFTPSameID: an id that a client uses twice hides nothing.
+func TestSFTPSameID(t *testing.T) {
+	t.Parallel()
+	const stat, attributes = 17, 105
+	var lines []string
+	s := NewSFTP(func(line string) { lines = append(lines, line) })
+	s.FromClient(sftpPacket(stat, 7, "/"))
+	s.FromClient(sftpPacket(sftpOpen, 7, "secret", "\x00\x00\x00\x00"))
+	s.FromServer(sftpPacket(attributes, 7))
+	s.FromServer(sftpPacket(ahead.TypeData, 7, "content"))
+	s.FromServer(sftpPacket(sftpHandle, 7, "1"))
+	s.FromClient(sftpPacket(stat, 7, "/"))
+	s.FromClient(sftpPacket(sftpClose, 7, "1"))
+	s.FromClient(sftpPacket(stat, 7, "/none"))
+	s.FromClient(sftpPacket(sftpRemove, 7, "secret"))
+	s.FromServer(sftpPacket(ahead.TypeFailed, 7, "2", "\x00\x00\x00\x04"))
+	s.FromServer(sftpPacket(attributes, 7))
+	for _, code := range []byte{0, 2, 0} {
+		p := append(sftpPacket(sftpStatus, 7), 0, 0, 0, code)
+		binary.BigEndian.PutUint32(p, uint32(len(p)-4))
+		s.FromServer(p)
+	}
+	if got, want := strings.Join(lines, "\n"), "get \"secret\", 7 bytes\nremove \"secret\""; got != want {
+		t.Errorf("told:\n%s\nwant:\n%s", got, want)
+	}
+	s.check(t)
+}
+
 func FuzzSFTP(f *testing.F) {
 	open := append(binary.BigEndian.AppendUint32(nil, 18), 3, 0, 0, 0, 1, 0, 0, 0, 1, 'a', 0, 0, 0, 26, 0, 0, 0, 0)
 	f.Add(open, []byte{0, 0, 0, 10, 102, 0, 0, 0, 1, 0, 0, 0, 1, 'h'})
@@ -170,8 +198,10 @@ func FuzzSFTP(f *testing.F) {
 // check compares what is kept with the count of it.
 func (s *SFTP) check(t *testing.T) {
 	size := 0
-	for _, r := range s.asked {
-		size += r.size()
+	for _, same := range s.asked {
+		for _, r := range same {
+			size += r.size()
+		}
 	}
 	for handle, f := range s.files {
 		size += f.size(handle)

@@ -21,19 +21,20 @@
 //	 | write ------------>|  kept, as above                     |
 //	 |<-------------- ok  |                                     |
 //	 | close ------------>|-- typeWrite, close ---------------->|  as typeClose
-//	 |<----------- status |<-- typeFailed, if so; status -------|
+//	 |<----------- status |<-- TypeFailed, if so; status -------|
 //	 | open, the next --->|  kept, as above                     |
 //	 |<- a virtual handle |                                     |
 //	 | write ------------>|  kept                               |
 //	 |<-------------- ok  |                                     |
 //	 | close ------------>|-- typeOpen, typeWrite, close ------>|  knows the handle by that name
-//	 |<----------- status |<-- typeFailed, if so; status -------|
+//	 |<----------- status |<-- TypeFailed, if so; status -------|
 package ahead
 
 import (
 	"bytes"
 	"encoding/binary"
 	"math"
+	"strings"
 )
 
 // The extension by which both ends know that there are two.
@@ -70,16 +71,39 @@ const (
 	TypeQuietWrite    = 210 // a write whose success is not told
 	TypeQuietClose    = 211 // a close, as well
 	TypeData          = 212 // id of an open, and as a string all that is in the file; before the handle
-	typeFailed        = 213 // a status: something quiet has failed
+	TypeFailed        = 213 // something quiet has failed: a handle, and the fields of a status
 	TypeQuietOpen     = 214 // an open, with the handle that its file is known by before its path
 	TypeQuietFsetstat = 215 // as a write
 )
+
+// What the gateway keeps for a client.
+const (
+	maxKept  = 64 << 10 // bytes, for the host
+	maxFiles = 64       // whose answers it has given, or may give
+	maxOpen  = 8 << 10  // bytes of an open that it answers
+)
+
+// extensionSync asks for a file to be on the disk.
+const extensionSync = "fsync@openssh.com"
 
 // virtualPrefix begins the gateway's handles; those of the host's server are numbers.
 const (
 	virtualPrefix = "ahead-"
 	maxHandle     = 256 // bytes, says the draft
+	maxWhy        = 1 << 10
 )
+
+// QuietOpen returns the handle that a TypeQuietOpen gives its file, and the fields of
+// the open, from what follows its id; not ok: it is none, and must open nothing.
+func QuietOpen(rest []byte) (handle string, open []byte, ok bool) {
+	in := &fields{rest: rest}
+	handle = in.text()
+	open = in.rest
+	_ = in.text() // path
+	flags := in.number()
+	ok = !in.bad && isNew(flags) && len(handle) <= maxHandle && strings.HasPrefix(handle, virtualPrefix)
+	return handle, open, ok
+}
 
 const (
 	flagRead     = 1

@@ -3,12 +3,14 @@ package ahead
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -57,6 +59,11 @@ type served struct {
 // end itself.
 func newPair(t *testing.T, gateway bool) *pair {
 	t.Helper()
+	return newPairOf(t, gateway, true)
+}
+
+func newPairOf(t *testing.T, gateway, checks bool) *pair {
+	t.Helper()
 	p := &pair{}
 	near, nearFar := net.Pipe()
 	far, farNear := net.Pipe()
@@ -72,7 +79,7 @@ func newPair(t *testing.T, gateway bool) *pair {
 		return err
 	}
 	toClient := func(b []byte) error { _, err := nearFar.Write(b); return err }
-	g := NewGateway(toHost, toClient)
+	g := NewGateway(toHost, toClient, checks)
 	fromClient, fromHost, end := g.FromClient, g.FromHost, g.End
 	if !gateway {
 		fromClient = func(b []byte) error { return toHost(append(make([]byte, protocol.FrameRoom), b...)) }
@@ -325,6 +332,92 @@ func TestOpenedAhead(t *testing.T) {
 	}
 }
 
+// TestWhoDoesNotCheck: a client that may not look at what a close says hears of a
+// failure before, and so does one that asks for something else with its open.
+func TestWhoDoesNotCheck(t *testing.T) {
+	p := newPairOf(t, true, false)
+	dir := t.TempDir()
+	if err := os.Symlink("/dev/full", filepath.Join(dir, "full")); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a", "b", "full"} {
+		f, err := p.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_TRUNC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Write([]byte("small")); (err != nil) != (name == "full") {
+			t.Errorf("write of %s: %v", name, err)
+		}
+		if err := f.Close(); err != nil {
+			t.Errorf("close of %s: %v", name, err)
+		}
+	}
+	var host, client []byte
+	g := NewGateway(func(b []byte) error { host = append(host, b[protocol.FrameRoom:]...); return nil },
+		func(b []byte) error { client = append(client, b...); return nil }, true)
+	g.on = true
+	open := message(typeOpen, 1, text("/full"), number(flagWrite|flagCreate), number(0))
+	stat := message(17, 2, text("/full")) // as sshfs does
+	write := message(typeWrite, 3, text("h"), make([]byte, 8), text("data"))
+	attributes := message(105, 2, number(0))
+	handle := message(typeHandle, 1, text("h"))
+	if err := errors.Join(g.FromClient(append(open, stat...)), g.FromHost(append(handle, attributes...)), g.FromClient(write)); err != nil {
+		t.Fatal(err)
+	}
+	if want := slices.Concat(message(typeOpen, 1, text("/full"), number(flagWrite|flagCreate), number(0)), stat, write); !bytes.Equal(host, want) {
+		t.Errorf("the host got %q, want %q", host, want)
+	}
+	if want := slices.Concat(handle, attributes); !bytes.Equal(client, want) {
+		t.Errorf("the client got %q, want %q", client, want)
+	}
+}
+
+// TestBlame: a file that fails has no part in what is told of another.
+func TestBlame(t *testing.T) {
+	p := newPair(t, true)
+	dir := t.TempDir()
+	if err := os.Symlink("/dev/full", filepath.Join(dir, "full")); err != nil {
+		t.Fatal(err)
+	}
+	var files []*sftp.File
+	for _, name := range []string{"log", "full"} {
+		f, err := p.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Write([]byte("small")); err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, f)
+	}
+	if err := p.PosixRename(filepath.Join(dir, "log"), filepath.Join(dir, "log.1")); err != nil {
+		t.Errorf("a rename beside a file that failed: %v", err)
+	}
+	if err := files[0].Close(); err != nil {
+		t.Errorf("the close of another: %v", err)
+	}
+	if err := files[1].Close(); err == nil || !strings.Contains(err.Error(), "no space left") {
+		t.Errorf("and its own: %v", err)
+	}
+}
+
+// TestKeepsLittle: a client that never waits for anybody is not kept in memory.
+func TestKeepsLittle(t *testing.T) {
+	g := NewGateway(func([]byte) error { return nil }, func([]byte) error { return nil }, true)
+	g.on, g.folder = true, "/"
+	data := text(strings.Repeat("x", mostData-100))
+	for i := range uint32(10_000) {
+		handle := text(virtualPrefix + strconv.FormatUint(uint64(i+1), 36))
+		m := append(message(typeOpen, i, text("/a"), number(flagWrite|flagCreate), number(0)), message(typeWrite, i, handle, make([]byte, 8), data)...)
+		if err := g.FromClient(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if cap(g.out) > 1<<20 || len(g.early) > maxFiles || len(g.opens) > maxFiles {
+		t.Errorf("it keeps %d KiB, %d files and %d opens", cap(g.out)>>10, len(g.early), len(g.opens))
+	}
+}
+
 // TestStale: who writes beside it or waits reads what is there.
 func TestStale(t *testing.T) {
 	p := newPair(t, true)
@@ -361,7 +454,7 @@ func FuzzBetween(f *testing.F) {
 	f.Add(append(opened, message(typeClose, 2, text("ahead-1"))...), message(typeHandle, 1, text("0")))
 	f.Fuzz(func(t *testing.T, client, server []byte) {
 		var out []byte
-		g := NewGateway(func(b []byte) error { out = append(out, b[protocol.FrameRoom:]...); return nil }, func([]byte) error { return nil })
+		g := NewGateway(func(b []byte) error { out = append(out, b[protocol.FrameRoom:]...); return nil }, func([]byte) error { return nil }, true)
 		g.on = true
 		for _, n := range []int{1, 7, 1 << 20} {
 			_ = g.FromClient(bytes.Clone(client[:min(n, len(client))]))

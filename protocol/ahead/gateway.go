@@ -2,7 +2,6 @@ package ahead
 
 import (
 	"path"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -19,6 +18,7 @@ const (
 // another FromHost.
 type Gateway struct {
 	host, client func(p []byte) error // p of host has protocol.FrameRoom before what is to be written
+	writes       bool                 // are answered ahead as well
 
 	requests, answers splitter
 	back              []byte // for the client; FromHost's own
@@ -38,7 +38,13 @@ type Gateway struct {
 	folder  string            // where one was opened, written and closed, with nothing between
 	virtual uint64            // handles that were made here
 	early   map[string][]byte // handles with a write that was answered early: nil, or the status of a failure
-	told    map[uint32]string // requests whose answer tells of failures: the handle; empty: any
+	told    map[uint32]teller // by request
+}
+
+// teller is a request whose answer tells of what failed with a file.
+type teller struct {
+	handle string
+	closes bool
 }
 
 // file is one that is being opened, or just was.
@@ -53,11 +59,12 @@ type file struct {
 }
 
 // NewGateway returns a gateway between two sides that are written to by host
-// and client. What host gets has room for the head of a frame.
-func NewGateway(host, client func(p []byte) error) *Gateway {
+// and client. What host gets has room for the head of a frame. Checks says that the
+// client looks at what a close says; only then is anything written ahead.
+func NewGateway(host, client func(p []byte) error, checks bool) *Gateway {
 	g := &Gateway{
-		host: host, client: client, out: make([]byte, protocol.FrameRoom, most),
-		opens: map[uint32]*file{}, early: map[string][]byte{}, told: map[uint32]string{},
+		host: host, client: client, writes: checks, out: make([]byte, protocol.FrameRoom, most),
+		opens: map[uint32]*file{}, early: map[string][]byte{}, told: map[uint32]teller{},
 	}
 	g.late = time.AfterFunc(time.Hour, func() { _ = g.End() }) // its error comes again
 	g.late.Stop()
@@ -68,7 +75,7 @@ func NewGateway(host, client func(p []byte) error) *Gateway {
 func (g *Gateway) FromClient(p []byte) error {
 	g.sending.Lock()
 	defer g.sending.Unlock()
-	urgent := false
+	urgent, empty := false, len(g.out) == protocol.FrameRoom
 	var answers []byte
 	g.requests.take(p, func(m []byte) {
 		answer, keep := g.request(m)
@@ -84,9 +91,9 @@ func (g *Gateway) FromClient(p []byte) error {
 			return err
 		}
 	}
-	if urgent {
+	if urgent || len(g.out) > maxKept {
 		g.flush()
-	} else if len(g.out) > protocol.FrameRoom {
+	} else if empty && len(g.out) > protocol.FrameRoom {
 		g.late.Reset(keepFor)
 	}
 	return g.err
@@ -149,14 +156,15 @@ func (g *Gateway) request(m []byte) (answer []byte, keep bool) {
 	case typeClose:
 		handle := fieldsOf(m).text()
 		if g.isEarly(handle) {
-			g.told[idOf(m)] = handle
+			g.told[idOf(m)] = teller{handle, true}
 		}
 		if last != nil && last.wrote && last.handle == handle {
 			g.folder = last.folder
 		}
-	case typeExtended: // it may be one that says what is on the disk
-		if len(g.early) > 0 {
-			g.told[idOf(m)] = ""
+	case typeExtended:
+		in := fieldsOf(m)
+		if name, handle := in.text(), in.text(); name == extensionSync && g.isEarly(handle) {
+			g.told[idOf(m)] = teller{handle, false}
 		}
 	}
 	g.out = append(g.out, m...)
@@ -173,12 +181,12 @@ func (g *Gateway) noteOpen(m []byte) {
 	f := fieldsOf(m)
 	name := f.text()
 	switch flags := f.number(); {
-	case !g.on || f.bad:
+	case !g.on || f.bad || len(g.opens) >= maxFiles:
 	case flags == flagRead:
 		g.opens[idOf(m)] = &file{}
-	case isNew(flags):
+	case isNew(flags) && g.writes:
 		g.opens[idOf(m)] = &file{write: true, folder: path.Dir(name)}
-	case flags&(flagRead|flagWrite) == flagWrite:
+	case flags&(flagRead|flagWrite) == flagWrite && g.writes:
 		g.opens[idOf(m)] = &file{write: true}
 	}
 }
@@ -195,7 +203,7 @@ func (g *Gateway) ahead(m []byte) (answer, sent []byte) {
 		return nil, nil
 	}
 	switch {
-	case kind == typeWrite && f.write && !f.wrote && in.long() == 0 && !in.bad:
+	case kind == typeWrite && f.write && !f.wrote && in.long() == 0 && !in.bad && len(g.early) < maxFiles:
 		g.early[handle] = nil
 		f.wrote = true
 		return status(id, statusOK), as(TypeQuietWrite, m)
@@ -224,7 +232,7 @@ func (g *Gateway) ahead(m []byte) (answer, sent []byte) {
 func (g *Gateway) openAhead(m []byte) (answer, sent []byte) {
 	in := fieldsOf(m)
 	folder := path.Dir(in.text())
-	if flags := in.number(); in.bad || !isNew(flags) || folder != g.folder {
+	if flags := in.number(); in.bad || !isNew(flags) || folder != g.folder || len(m) > maxOpen || len(g.early) >= maxFiles {
 		return nil, nil
 	}
 	g.virtual++
@@ -267,18 +275,18 @@ func (g *Gateway) response(m []byte) {
 			f.data = []byte(fieldsOf(m).text())
 		}
 		return
-	case typeFailed:
+	case TypeFailed:
 		g.folder = ""
-		for handle, failure := range g.early {
-			if failure == nil { // the first one is the cause of the others
-				g.early[handle] = slices.Clone(m)
-			}
+		in := fieldsOf(m)
+		handle := in.text()
+		if failure, early := g.early[handle]; early && failure == nil { // the first one is the cause of the others
+			g.early[handle] = message(typeStatus, id, in.rest)
 		}
 		return
 	case typeVersion:
 		m, g.on = shortened(m)
 	case typeHandle:
-		if f := g.opens[id]; f != nil && (f.write || f.data != nil) {
+		if f := g.opens[id]; f != nil && (f.write || f.data != nil) && g.waiting == 1 { // what was sent behind it may change it
 			f.handle, f.since = fieldsOf(m).text(), time.Now()
 			g.fresh = f
 		}
@@ -290,20 +298,15 @@ func (g *Gateway) response(m []byte) {
 
 // withFailure is the answer m, or the failure that it has to tell. It needs mu.
 func (g *Gateway) withFailure(id uint32, m []byte) []byte {
-	handle, tells := g.told[id]
+	t, tells := g.told[id]
 	if !tells {
 		return m
 	}
 	delete(g.told, id)
-	failure := g.early[handle]
-	if handle == "" {
-		for _, any := range g.early {
-			if any != nil {
-				failure = any
-			}
-		}
+	failure := g.early[t.handle]
+	if t.closes {
+		delete(g.early, t.handle)
 	}
-	delete(g.early, handle)
 	if failure != nil {
 		m = message(typeStatus, id, failure[headBytes:])
 	}

@@ -15,7 +15,7 @@ type asked struct {
 	kind    byte
 	quiet   bool
 	path    string // to be read ahead; empty: nothing is
-	names   string // of a quiet open: the virtual handle
+	handle  string // as the gateway knows it
 	failure []byte // of the quiet open whose handle it has: the status that it gets
 }
 
@@ -35,6 +35,7 @@ type Host struct {
 	mu       sync.Mutex // guards what follows
 	answered sync.Cond
 	closed   bool
+	begun    bool // the first request has come, which says whether it is on
 	on       bool
 	asked    []asked
 	opened   map[string]opened // by virtual handle
@@ -109,8 +110,9 @@ func (h *Host) look(kind byte) int {
 func (h *Host) request(m []byte) []byte {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if kindOf(m) == typeInit {
-		h.on = bytes.HasSuffix(m, append(text(extension), text(revision)...))
+	if !h.begun {
+		h.begun = true
+		h.on = kindOf(m) == typeInit && bytes.HasSuffix(m, append(text(extension), text(revision)...))
 	}
 	if !h.on {
 		return m
@@ -132,9 +134,9 @@ func (h *Host) request(m []byte) []byte {
 			a.path = path
 		}
 	case TypeQuietOpen:
-		if name := in.text(); !in.bad && len(in.rest)+h.left > 0 {
-			a.quiet, a.names = true, name
-			m = resized(message(typeOpen, idOf(m), in.rest), h.left)
+		if handle, open, ok := QuietOpen(m[headBytes:]); ok { // else the server takes it for what it does not know, and ends
+			a.quiet, a.handle = true, handle
+			m = resized(message(typeOpen, idOf(m), open), h.left)
 		}
 	}
 	m = h.translated(m, &a)
@@ -150,7 +152,7 @@ func (h *Host) mustWait(kind byte) bool {
 	}
 	shut := kind == typeClose || kind == TypeQuietClose // for which the server itself waits until all is written
 	return slices.ContainsFunc(h.asked, func(a asked) bool {
-		return a.names != "" || !shut && (a.kind == TypeQuietWrite || a.kind == TypeQuietFsetstat)
+		return a.kind == TypeQuietOpen || !shut && (a.kind == TypeQuietWrite || a.kind == TypeQuietFsetstat)
 	})
 }
 
@@ -161,20 +163,20 @@ func (h *Host) translated(m []byte, a *asked) []byte {
 	switch kindOf(m) {
 	case typeClose, typeRead, typeWrite, typeFstat, typeFsetstat:
 	case typeExtended:
-		if in.text() != "fsync@openssh.com" { // others have no handle
+		if in.text() != extensionSync { // others have no handle
 			return m
 		}
 	default:
 		return m
 	}
 	before := len(m) - len(in.rest)
-	name := in.text()
-	o, virtual := h.opened[name]
+	a.handle = in.text()
+	o, virtual := h.opened[a.handle]
 	if in.bad || !virtual {
 		return m
 	}
 	if kindOf(m) == typeClose {
-		delete(h.opened, name)
+		delete(h.opened, a.handle)
 	}
 	a.failure = o.failure
 	return resized(slices.Concat(m[:before], text(o.handle), in.rest), h.left)
@@ -197,10 +199,10 @@ func (h *Host) Answer(m []byte) []byte {
 		m = message(typeStatus, idOf(m), a.failure[headBytes:])
 	}
 	switch {
-	case a.quiet && (isOK(m) || a.names != "" && kindOf(m) == typeHandle):
+	case a.quiet && (isOK(m) || a.kind == TypeQuietOpen && kindOf(m) == typeHandle):
 		return nil
 	case a.quiet:
-		return as(typeFailed, m)
+		return failed(a.handle, m)
 	case a.kind == typeInit:
 		return extended(m)
 	case a.path != "" && kindOf(m) == typeHandle:
@@ -221,13 +223,20 @@ func (h *Host) question(m []byte) (a asked, on bool) {
 	a = h.asked[0]
 	h.asked = slices.Delete(h.asked, 0, 1)
 	switch {
-	case a.names != "" && kindOf(m) == typeHandle:
-		h.opened[a.names] = opened{handle: fieldsOf(m).text()}
-	case a.names != "":
-		h.opened[a.names] = opened{failure: slices.Clone(m)}
+	case a.kind == TypeQuietOpen && a.quiet && kindOf(m) == typeHandle:
+		h.opened[a.handle] = opened{handle: fieldsOf(m).text()}
+	case a.kind == TypeQuietOpen && a.quiet:
+		h.opened[a.handle] = opened{failure: slices.Clone(m)}
 	}
 	h.answered.Broadcast()
 	return a, true
+}
+
+// failed says what became of something quiet.
+func failed(handle string, m []byte) []byte {
+	in := fieldsOf(m)
+	code, why := in.number(), in.text()
+	return message(TypeFailed, idOf(m), text(handle), number(code), text(why[:min(len(why), maxWhy)]), text(""))
 }
 
 // small returns all of a small file; nil: it is none, or nothing that ends.
