@@ -59,7 +59,7 @@ X
 // smuggle sends what two programs could read in two ways, and looks at what
 // came to the app: what we have judged, and nothing else.
 func smuggle(t *testing.T, eve *person, vars string) {
-	vars += "raw() { (printf \"$1\"; sleep 1) | timeout 5 openssl s_client -quiet -no_ign_eof -connect $GW:8443 2>/dev/null; }\n" + "RAW=$(echo $MINE | sed s/--8000--/--8003--/); BASIC=$(printf x:$TOKEN | base64 -w 0)\n"
+	vars += "raw() { f=$(mktemp); (printf \"$1\"; i=0; until [ -s $f ] || [ $((i+=1)) -gt 150 ]; do sleep 0.1; done; sleep 1) | timeout 20 openssl s_client -quiet -no_ign_eof -connect $GW:8443 2>/dev/null >$f; cat $f; rm $f; }\n" + "RAW=$(echo $MINE | sed s/--8000--/--8003--/); BASIC=$(printf x:$TOKEN | base64 -w 0)\n"
 	if out, err := eve.does(vars, recorder); err != nil {
 		t.Fatalf("%v %s", err, out)
 	}
