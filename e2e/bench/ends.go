@@ -49,6 +49,7 @@ var roles = map[string]func(s settings, ready func(addrs ...string)) error{
 	"remotedialer gateway": remotedialerGateway,
 	"remotedialer agent":   remotedialerAgent,
 	"echo":                 echoEnd,
+	"burn":                 burnEnd,
 	"bare broker":          bareBroker,
 	"bare clients":         bareClients,
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
@@ -41,16 +43,47 @@ func keystrokes(b *bench) error {
 		return err
 	}
 	defer hangUp()
-	p, err := paired(b.often(),
-		func() (measured, error) { return strokes(t.key) },
-		func() (measured, error) { return strokes(raw.key) })
+	compare := func(where string) error {
+		p, err := paired(b.often(),
+			func() (measured, error) { return strokes(t.key) },
+			func() (measured, error) { return strokes(raw.key) })
+		if err != nil {
+			return err
+		}
+		b.add("key to echo in a terminal"+where+", p50, against a WebSocket's", "ms", atMostMore(5), 0, p)
+		b.add("key to echo in a terminal"+where+", p99, against a WebSocket's", "ms", atMostMore(5), 1, p)
+		return nil
+	}
+	if err := compare(""); err != nil {
+		return err
+	}
+	burning, err := b.start(settings{Role: "burn"})
 	if err != nil {
 		return err
 	}
-	b.add("key to echo in a terminal, p50, against a WebSocket's", "ms", atMostMore(5), 0, p)
-	b.add("key to echo in a terminal, p99, against a WebSocket's", "ms", atMostMore(5), 1, p)
+	err = compare(" while programs compute")
+	burning.stop()
+	if err != nil {
+		return err
+	}
 	_, err = s.remotegpu("env", "rm", env)
 	return err
+}
+
+// burnEnd computes on twice as many threads as there are CPUs.
+func burnEnd(_ settings, ready func(...string)) error {
+	threads := 2 * runtime.GOMAXPROCS(0)
+	runtime.GOMAXPROCS(threads + 1)
+	for range threads {
+		go func() {
+			for block := make([]byte, 64<<10); ; {
+				sum := sha256.Sum256(block)
+				copy(block, sum[:])
+			}
+		}()
+	}
+	ready()
+	select {}
 }
 
 // strokes types like somebody fast, and returns p50 and p99 in milliseconds.
