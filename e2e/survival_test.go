@@ -174,13 +174,14 @@ table inet cut {
 X`
 
 // report logs how soon the session went on, and fails when that is slow where
-// nothing but the session itself had to come back.
+// nothing but the session itself had to come back. Of a few times it says nothing:
+// what was cut before may still be coming back.
 func (s *storm) report() {
 	for _, kind := range slices.Sorted(maps.Keys(s.took)) {
 		all := s.took[kind]
 		slices.Sort(all)
 		s.t.Logf("%-22s %3d times, next line after p50 %v, worst %v", kind, len(all), all[len(all)/2].Round(time.Millisecond), all[len(all)-1].Round(time.Millisecond))
-		if p50 := all[len(all)/2]; kind == "client's link reset" && p50 > time.Second {
+		if p50 := all[len(all)/2]; kind == "client's link reset" && len(all) >= 10 && p50 > time.Second {
 			s.t.Errorf("after a reset of the client's link, half of the times nothing comes for %v", p50)
 		}
 	}
