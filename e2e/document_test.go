@@ -3,9 +3,12 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/remotegpu/remotegpu/protocol"
 )
 
 // TestLargeDocument gives a host more to run than fits in a message: the agent
@@ -36,8 +39,8 @@ func largeDocument(t *testing.T, w *world) {
 		}
 		return fmt.Sprintf("%d of %d", running, n), running == n
 	})
-	if size := strings.Fields(m.must("wc -c /var/lib/remotegpu/desired.cose"))[0]; len(size) < 6 || size < "262144" {
-		t.Errorf("the host's document has %s bytes: it came in a message", size)
+	if size, err := strconv.Atoi(strings.TrimSpace(m.must("stat -c %s /var/lib/remotegpu/desired.cose"))); err != nil || size <= protocol.MaxDesired {
+		t.Errorf("the host's document has %d bytes: it came in a message (%v)", size, err)
 	}
 	if out := w.in("client", "remotegpu ssh big19 -- 'echo ${#TEXT}'"); out != fmt.Sprint(len(text)) {
 		t.Errorf("the last environment has %q bytes of text", out)

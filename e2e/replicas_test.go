@@ -195,7 +195,10 @@ func TestReplicas(t *testing.T) {
 	t.Run("hangs", func(t *testing.T) { replicaHangs(t, r) })
 	t.Run("offline", func(t *testing.T) {
 		m.unplug()
-		eventually(t, 30*time.Second, "the host is offline", func() (string, bool) { return "it is at " + r.holder(), r.holder() == "" })
+		eventually(t, 30*time.Second, "the host is offline", func() (string, bool) {
+			now := r.holder()
+			return "it is at " + now, now == ""
+		})
 		offlineIsSaid(t, r, key)
 	})
 }

@@ -5,9 +5,10 @@
 // leaves to them. Its invariant: the client gets the answers that it would get
 // without, with two exceptions. The first write of a file, the size that it is given
 // behind that, and the open of a new file beside one that was opened, written and
-// closed with nothing between, may be answered before they are done: then an error
-// of theirs is that of the close, which is always the host's. And a small file that
-// is read and closed at once is what it was when it was opened.
+// closed with nothing between, may be answered before they are done, to a client that
+// looks at what a close says: then an error of theirs is that of the close, which is
+// always the host's. And a small file that is read and closed at once is what it was
+// when it was opened.
 //
 //	client              gateway                               host
 //	 | init ------------->|-- init, extension ----------------->|
@@ -16,17 +17,17 @@
 //	 |<----------- handle |<-- TypeData (all of it), handle ----|  as one write
 //	 | read, to the end ->|                                     |
 //	 | close ------------>|  kept until something else goes     |
-//	 | open, to write --->|-- typeClose, open ----------------->|  typeClose: is not answered when it is well
+//	 | open, to write --->|-- TypeQuietClose, open ------------>|  which is not answered when it is well
 //	 |<----------- handle |<------------------------------------|
 //	 | write ------------>|  kept, as above                     |
 //	 |<-------------- ok  |                                     |
-//	 | close ------------>|-- typeWrite, close ---------------->|  as typeClose
+//	 | close ------------>|-- TypeQuietWrite, close ----------->|  as that
 //	 |<----------- status |<-- TypeFailed, if so; status -------|
 //	 | open, the next --->|  kept, as above                     |
 //	 |<- a virtual handle |                                     |
 //	 | write ------------>|  kept                               |
 //	 |<-------------- ok  |                                     |
-//	 | close ------------>|-- typeOpen, typeWrite, close ------>|  knows the handle by that name
+//	 | close ------------>|-- TypeQuietOpen, …Write, close ---->|  knows the handle by that name
 //	 |<----------- status |<-- TypeFailed, if so; status -------|
 package ahead
 
@@ -86,11 +87,10 @@ const (
 // extensionSync asks for a file to be on the disk.
 const extensionSync = "fsync@openssh.com"
 
-// virtualPrefix begins the gateway's handles; those of the host's server are numbers.
 const (
-	virtualPrefix = "ahead-"
-	maxHandle     = 256 // bytes, says the draft
-	maxWhy        = 1 << 10
+	virtualPrefix = "ahead-" // of the gateway's handles; those of the host's server are numbers
+	maxHandle     = 256      // bytes, says the draft
+	maxWhy        = 1 << 10  // bytes of what the server says of a failure
 )
 
 // QuietOpen returns the handle that a TypeQuietOpen gives its file, and the fields of

@@ -37,7 +37,7 @@ type Gateway struct {
 	fresh   *file             // the one whose handle came last, while nothing else was sent since
 	folder  string            // where one was opened, written and closed, with nothing between
 	virtual uint64            // handles that were made here
-	early   map[string][]byte // handles with a write that was answered early: nil, or the status of a failure
+	early   map[string][]byte // handles of which an open or a write was answered early: nil, or the status of a failure
 	told    map[uint32]teller // by request
 }
 

@@ -90,7 +90,7 @@ func (ses *session) ahead(stream Stream) *ahead.Gateway {
 	if _, may := stream.(Ahead); !may || ses.open.Subsystem != protocol.SubsystemSFTP { // read-only since the start
 		return nil
 	}
-	checks := strings.HasPrefix(string(ses.server.conn.ClientVersion()), "SSH-2.0-OpenSSH_") // its scp and sftp do; paramiko and curl do not
+	checks := strings.HasPrefix(string(ses.server.conn.ClientVersion()), "SSH-2.0-OpenSSH_") // its scp and sftp do; paramiko does not
 	return ahead.NewGateway(
 		func(p []byte) error { return ses.put(stream, protocol.FrameStdin, p) },
 		func(p []byte) error { _, err := ses.ch.Write(p); return err }, checks)
