@@ -72,7 +72,8 @@ func (r *replicas) certify() string {
 }
 
 // balance starts haproxy with the documented configuration, but that hosts and
-// people land at random: the fewest connections would keep to a pattern.
+// people land at random: the fewest connections would keep to a pattern. One
+// draw, as of two haproxy takes the server with fewer connections.
 func (r *replicas) balance(crt string) {
 	w := r.w
 	b, err := os.ReadFile("../docs/replicas.md")
@@ -84,7 +85,7 @@ func (r *replicas) balance(crt string) {
 	if !ok {
 		w.t.Fatal("docs/replicas.md has no configuration of haproxy")
 	}
-	conf = strings.NewReplacer("maxconn 20000", "maxconn 2000", "balance leastconn", "balance random", "bind :443 ", "bind "+srvAddr+":8443 ", "bind :2222", "bind "+srvAddr+":2222", "/etc/haproxy/gpu.example.org.pem", crt,
+	conf = strings.NewReplacer("maxconn 20000", "maxconn 2000", "balance leastconn", "balance random(1)", "bind :443 ", "bind "+srvAddr+":8443 ", "bind :2222", "bind "+srvAddr+":2222", "/etc/haproxy/gpu.example.org.pem", crt,
 		"10.0.0.1:2222", r.at["a"]+":2201", "10.0.0.2:2222", r.at["b"]+":2201", "10.0.0.1", r.at["a"], "10.0.0.2", r.at["b"]).Replace(conf)
 	if err := os.WriteFile(filepath.Join(w.dir, "haproxy.cfg"), []byte(conf), 0o644); err != nil {
 		w.t.Fatal(err)
@@ -226,28 +227,42 @@ func offlineIsSaid(t *testing.T, r *replicas, key string) {
 }
 
 // hopsAreUsed has streams open through both servers and looks for those that
-// cross.
+// cross: most do not, as they find a warm connection where the person is.
 func hopsAreUsed(t *testing.T, r *replicas, key string) {
-	w := r.w
-	for i := range 16 {
-		at := r.at[[]string{"a", "b"}[i%2]]
-		w.start("client", "hop.log", "sh", "-c", strings.Replace(key, "-p 2222", "-p 2201", 1)+" one.default@"+at+" 'echo open; sleep 6'")
-	}
-	eventually(t, 20*time.Second, "all are open", func() (string, bool) {
-		n := strings.Count(tail(filepath.Join(w.dir, "hop.log")), "open")
-		return fmt.Sprint(n), n == 16
-	})
 	crossing := 0
-	for _, role := range []string{"srv", "proxy"} {
-		out := w.in(role, "ss -Htn state established '( sport = :8445 )' | wc -l")
-		n := 0
-		fmt.Sscan(out, &n)
-		crossing += n
+	for round := 0; crossing == 0 && round < 5; round++ {
+		crossing = r.crossing(key)
+		t.Logf("%d of 16 streams cross", crossing)
 	}
 	if crossing == 0 || crossing > 16 {
 		t.Errorf("%d of 16 streams cross", crossing)
 	}
-	t.Logf("%d of 16 streams cross", crossing)
+}
+
+// crossing opens 16 streams and returns how many of them cross.
+func (r *replicas) crossing(key string) (crossing int) {
+	w := r.w
+	w.t.Helper()
+	log := filepath.Join(w.dir, "hop.log")
+	os.Remove(log)
+	var open []*exec.Cmd
+	for i := range 16 {
+		at := r.at[[]string{"a", "b"}[i%2]]
+		open = append(open, w.start("client", "hop.log", "sh", "-c", strings.Replace(key, "-p 2222", "-p 2201", 1)+" one.default@"+at+" 'echo open; sleep 6'"))
+	}
+	eventually(w.t, 20*time.Second, "all are open", func() (string, bool) {
+		n := strings.Count(tail(log), "open")
+		return fmt.Sprint(n), n == 16
+	})
+	for _, role := range []string{"srv", "proxy"} {
+		n := 0
+		fmt.Sscan(w.in(role, "ss -Htn state established '( sport = :8445 )' | wc -l"), &n)
+		crossing += n
+	}
+	for _, ssh := range open {
+		w.end(ssh, syscall.SIGTERM)
+	}
+	return crossing
 }
 
 // eventsAtEach subscribes at both servers: each event comes once.
