@@ -248,7 +248,7 @@ func (r *replicas) crossing(key string) (crossing int) {
 	var open []*exec.Cmd
 	for i := range 16 {
 		at := r.at[[]string{"a", "b"}[i%2]]
-		open = append(open, w.start("client", "hop.log", "sh", "-c", strings.Replace(key, "-p 2222", "-p 2201", 1)+" one.default@"+at+" 'echo open; sleep 6'"))
+		open = append(open, w.start("client", "hop.log", "sh", "-c", "exec "+strings.Replace(key, "-p 2222", "-p 2201", 1)+" one.default@"+at+" 'echo open; sleep 6'"))
 	}
 	eventually(w.t, 20*time.Second, "all are open", func() (string, bool) {
 		n := strings.Count(tail(log), "open")
