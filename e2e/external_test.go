@@ -106,17 +106,12 @@ func eventsOutside(t *testing.T, r *replicas) {
 	if out := w.in("client", "mosquitto_sub "+grafana+ca+" -W 10 -C 1 -F '%t %r' -t rg/v1/hosts/+/presence"); !strings.HasSuffix(out, "/presence 1") {
 		t.Errorf("presence is not retained: %q", out)
 	}
-	sub := w.start("client", "outside.log", "sh", "-c", "mosquitto_sub "+grafana+ca+" -W 10 -F '%t %p' -t 'rg/v1/workspaces/+/events/#'")
-	time.Sleep(time.Second) // until it has subscribed
+	sub := w.listen("outside.log", grafana+ca+" -F '%t %p' -t 'rg/v1/workspaces/+/events/#'")
 	w.in("client", "remotegpu env create two --image "+busyboxImage+" && remotegpu env rm two")
-	sub.Wait()
-	b, err := os.ReadFile(filepath.Join(w.dir, "outside.log"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	heard := sub.until(t, "/events/environment/deleted ")
 	for _, phase := range []string{"pending", "running", "deleting", "deleted"} {
-		if n := strings.Count(string(b), "/events/environment/"+phase+" "); n != 1 {
-			t.Errorf("%d events of %s:\n%s", n, phase, b)
+		if n := strings.Count(heard, "/events/environment/"+phase+" "); n != 1 {
+			t.Errorf("%d events of %s:\n%s", n, phase, heard)
 		}
 	}
 }
@@ -182,15 +177,14 @@ func hostOutside(t *testing.T, r *replicas) {
 			t.Errorf("%s: %q", what, out)
 		}
 	}
-	heard := w.start("client", "heard.log", "sh", "-c", "mosquitto_sub "+with+"-W 8 -v"+topic(victim, protocol.TopicDesired)+topic(victim, protocol.TopicAck)+topic(victim, protocol.TopicDial)+" -t rg/v1/hosts/+/status -t '#'")
-	time.Sleep(time.Second) // until it has subscribed
+	sub := w.listen("heard.log", with+"-W 8 -v"+topic(victim, protocol.TopicDesired)+topic(victim, protocol.TopicAck)+topic(victim, protocol.TopicDial)+" -t rg/v1/hosts/+/status -t '#'")
 	// Under the other's name it is itself all the same, and its will goes nowhere.
 	pub(" -i " + victim + " --will-topic " + protocol.HostTopic(victim, protocol.TopicPresence) + " --will-payload gone" + topic(own, protocol.TopicStatus))
 	r.obeyed()
-	heard.Wait()
+	sub.Wait()
 	const timedOut = 27
-	if out := tail(filepath.Join(w.dir, "heard.log")); strings.Contains(out, victim) || heard.ProcessState.ExitCode() != timedOut {
-		t.Errorf("it hears what is the other's, or does not listen: %v %s", heard.ProcessState, out)
+	if out := sub.heard(); strings.Contains(out, victim) || sub.ProcessState.ExitCode() != timedOut {
+		t.Errorf("it hears what is the other's, or does not listen: %v %s", sub.ProcessState, out)
 	}
 	if r.ask("select online::text from hosts where id = '"+victim+"'") != "true" {
 		t.Error("the other one is gone")

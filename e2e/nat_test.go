@@ -174,16 +174,15 @@ func standardMQTT(t *testing.T, p *plane) {
 	w := p.w
 	w.in("client", "curl -fsSk -o "+w.dir+"/ca.pem "+p.url+"/ca.pem")
 	token := w.in("client", "remotegpu token create mqtt")
-	sub := "mosquitto_sub -V 5 -h " + srvAddr + " -p 8883 --cafile " + w.dir + "/ca.pem -u token -P " + token + " -W 20 -F '%t %r %p' "
-	presence := sub + "-C 1 -t rg/v1/hosts/+/presence"
+	with := "-V 5 -h " + srvAddr + " -p 8883 --cafile " + w.dir + "/ca.pem -u token -P " + token + " -W 20 -F '%t %r %p' "
+	presence := "mosquitto_sub " + with + "-C 1 -t rg/v1/hosts/+/presence"
 	if out := w.in("client", presence); !strings.Contains(out, "/presence 1 ") {
 		t.Errorf("presence is not retained: %q", out)
 	}
-	events := w.start("client", "events.log", "sh", "-c", sub+"-C 1 -t 'rg/v1/workspaces/+/events/#'")
-	time.Sleep(time.Second) // until it has subscribed
+	events := w.listen("events.log", with+"-C 1 -t 'rg/v1/workspaces/+/events/#'")
 	w.in("client", "remotegpu env restart two")
 	events.Wait()
-	if got := tail(filepath.Join(w.dir, "events.log")); !strings.Contains(got, "/events/environment/") || !strings.Contains(got, `"two"`) {
+	if got := events.heard(); !strings.Contains(got, "/events/environment/") || !strings.Contains(got, `"two"`) {
 		t.Errorf("event: %q", got)
 	}
 	p.kill()

@@ -127,8 +127,7 @@ func (h *hosts) dialToken(p *plane, m *machine) {
 	h.t.Helper()
 	w := p.w
 	admin := w.in("client", "remotegpu token create listen")
-	heard := w.start("client", "dial.log", "sh", "-c", "exec timeout 60 mosquitto_sub -V 5 -h "+srvAddr+" -p 8883 --cafile "+m.files+"/etc/remotegpu/ca.pem -u token -P "+admin+" -C 1 -F %x -t "+protocol.HostTopic(h.one.Host, protocol.TopicDial))
-	time.Sleep(time.Second) // until it has subscribed
+	heard := w.listen("dial.log", "-V 5 -W 60 -h "+srvAddr+" -p 8883 --cafile "+m.files+"/etc/remotegpu/ca.pem -u token -P "+admin+" -C 1 -F %x -t "+protocol.HostTopic(h.one.Host, protocol.TopicDial))
 	agent := m.pidOf(h.t, "remotegpu-agent run")
 	if err := syscall.Kill(agent, syscall.SIGSTOP); err != nil {
 		h.t.Fatal(err)
@@ -136,7 +135,7 @@ func (h *hosts) dialToken(p *plane, m *machine) {
 	defer syscall.Kill(agent, syscall.SIGCONT)
 	asked := w.start("client", "dial-asks.log", "sh", "-c", h.eve.vars+"ssh $O mine.lair@$GW true")
 	heard.Wait()
-	raw, err := hex.DecodeString(strings.TrimSpace(tail(filepath.Join(w.dir, "dial.log"))))
+	raw, err := hex.DecodeString(strings.TrimSpace(heard.heard()))
 	var d protocol.Dial
 	if err == nil {
 		err = protocol.Unmarshal(raw, &d)

@@ -269,25 +269,18 @@ func (r *replicas) crossing(key string) (crossing int) {
 func eventsAtEach(t *testing.T, r *replicas) {
 	w := r.w
 	token := w.in("client", "remotegpu token create mqtt")
-	heard := map[string]*exec.Cmd{}
+	subs := map[string]*listener{}
 	for name, at := range r.at {
-		heard[name] = w.start("client", "events-"+name+".log", "mosquitto_sub", "-V", "5", "-h", at, "-p", "1883", "-u", "token", "-P", token,
-			"-W", "15", "-F", "%t %p", "-t", "rg/v1/workspaces/+/events/#")
+		subs[name] = w.listen("events-"+name+".log", "-V 5 -h "+at+" -p 1883 -u token -P "+token+" -F '%t %p' -t 'rg/v1/workspaces/+/events/#'")
 		presence := "mosquitto_sub -V 5 -h " + at + " -p 1883 -u token -P " + token + " -W 10 -C 1 -F '%t %r' -t rg/v1/hosts/+/presence"
 		if out := w.in("client", presence); !strings.HasSuffix(out, "/presence 1") {
 			t.Errorf("presence is not retained at %s: %q", name, out)
 		}
 	}
-	time.Sleep(time.Second) // until they have subscribed
 	w.in("client", "remotegpu env create two --image "+busyboxImage+" && remotegpu env restart two && remotegpu env rm two")
 	var seen []string
 	for _, name := range []string{"a", "b"} {
-		heard[name].Wait()
-		b, err := os.ReadFile(filepath.Join(w.dir, "events-"+name+".log"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		text := string(b)
+		text := subs[name].until(t, "/events/environment/deleted ")
 		seen = append(seen, text)
 		once := map[string]bool{}
 		for line := range strings.Lines(text) {
