@@ -14,19 +14,46 @@ func TestAChangeThatWasMissed(t *testing.T) {
 	w.settle()
 	w.connected.Store(false)
 	w.touch()
+	w.missed()
+	w.connected.Store(true)
+	w.settle()
+}
+
+// TestADocumentThatWasMissed: as above, but the host still counts as connected when
+// the change comes, and what is published gets nowhere.
+func TestADocumentThatWasMissed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.hello()
+	w.settle()
+	w.loss.Store(true)
+	w.touch()
+	for end := time.Now().Add(10 * time.Second); w.row().Dirty; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("no document is made of the change")
+		}
+	}
+	w.connected.Store(false)
+	w.missed()
+	w.loss.Store(false)
+	w.connected.Store(true)
+	w.settle()
+}
+
+// missed waits until the host is to get its document when it is heard again.
+func (w *world) missed() {
+	w.t.Helper()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 		w.svc.lanes.mu.Lock()
 		missed := w.svc.lanes.all[w.host].missed
 		w.svc.lanes.mu.Unlock()
 		if missed {
-			break
+			return
 		}
 		if time.Now().After(end) {
-			t.Fatal("nobody has noted the change")
+			w.t.Fatal("nobody has noted the change")
 		}
 	}
-	w.connected.Store(true)
-	w.settle()
 }
 
 // TestALostCommit: the database has died before a document that was published was

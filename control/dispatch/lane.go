@@ -57,7 +57,7 @@ type lane struct {
 	queued bool          // it is in ready, or will be when its pace allows
 	busy   bool          // a worker has it
 	again  bool          // something came while it was busy
-	missed bool          // its wishes changed while it was not connected: it need not say hello when the line to a broker is back
+	missed bool          // its document waits for it to be connected: it need not say hello when the line to a broker is back
 	timer  *time.Timer
 	said   [sha256.Size]byte // what the last status said that was taken whole
 	synced time.Time         // when the document was last looked at without being asked

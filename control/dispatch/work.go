@@ -151,6 +151,7 @@ func (s *Service) acknowledge(host string, status, event uint64) error {
 // publish sends the document while the host has not acknowledged it.
 func (s *Service) publish(ctx context.Context, ln *lane, changed bool) time.Duration {
 	if !s.cfg.Connected(ln.host) {
+		s.lanes.miss(ln.host)
 		return 0
 	}
 	if wait := time.Until(ln.nextPub); wait > 0 {
