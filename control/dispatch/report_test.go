@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/remotegpu/remotegpu/control/pg"
 	"github.com/remotegpu/remotegpu/control/pgtest"
 	"github.com/remotegpu/remotegpu/protocol"
@@ -85,5 +87,40 @@ func TestReportsShareATransaction(t *testing.T) {
 	}
 	if together < maxWork/4 {
 		t.Errorf("at most %d hosts in a transaction", together)
+	}
+}
+
+// TestWhatIsKeptDoesNotChange: who has waited too long for others comes again
+// while its status is at work still.
+func TestWhatIsKeptDoesNotChange(t *testing.T) {
+	t.Parallel()
+	begun, goOn, kept := make(chan int, 1), make(chan struct{}), make(chan int, 2)
+	svc := New(pgtest.New(t), Config{
+		Workload: func(_ context.Context, _ pg.Tx, said map[string]*protocol.Status) error {
+			begun <- len(said["host"].Events)
+			<-goOn
+			return nil
+		},
+		HostState: func(_ context.Context, _ pg.Tx, said map[string]*protocol.Status) error {
+			kept <- len(said["host"].Events)
+			return nil
+		},
+	}, slog.New(slog.DiscardHandler))
+	ln := &lane{host: "host", events: rate.NewLimiter(0, 3)}
+	st := &protocol.Status{Version: protocol.Version, Epoch: 1, Seq: 1, Events: []protocol.Event{{Seq: 1}, {Seq: 2}, {Seq: 3}}}
+	ctx, giveUp := context.WithCancel(t.Context())
+	done := make(chan bool)
+	go func() { done <- svc.takeStatus(ctx, ln, st) }()
+	before := <-begun
+	giveUp()
+	if <-done {
+		t.Error("who has given up is served")
+	}
+	if svc.takeStatus(ctx, ln, st) { // of its events no more may be kept now
+		t.Error("who gives up at once is served")
+	}
+	close(goOn)
+	if after := <-kept; before != 3 || after != before {
+		t.Errorf("of one status %d events are kept here and %d there, want 3", before, after)
 	}
 }

@@ -125,8 +125,9 @@ func (ln *lane) afford(all []protocol.Event) []protocol.Event {
 }
 
 func (s *Service) takeStatus(ctx context.Context, ln *lane, st *protocol.Status) bool {
-	st.Events = ln.afford(st.Events)
-	if err := s.reports.Do(ctx, report{ln.host, st}); err != nil {
+	kept := *st // which may be at work still when ctx has ended
+	kept.Events = ln.afford(st.Events)
+	if err := s.reports.Do(ctx, report{ln.host, &kept}); err != nil {
 		return s.done("status", ln, err)
 	}
 	switch {
@@ -136,7 +137,7 @@ func (s *Service) takeStatus(ctx context.Context, ln *lane, st *protocol.Status)
 		ln.has = held{generation: st.Observed}
 	}
 	s.lanes.taken(ln, st)
-	return s.check("ack", ln, s.acknowledge(ln.host, st.Seq, lastEvent(st)))
+	return s.check("ack", ln, s.acknowledge(ln.host, st.Seq, lastEvent(&kept)))
 }
 
 // acknowledge tells a host which status and events are kept.
