@@ -172,7 +172,7 @@ func TestCloseEndsWhatIsUnderWay(t *testing.T) {
 		}
 	}()
 	time.Sleep(50 * time.Millisecond) // both wait by now
-	within(t, time.Second, "Close", func() { near.Close() })
+	within(t, lingerFor/2, "Close does not wait for the other end", func() { near.Close() })
 	within(t, 20*time.Second, "the read ends", func() {
 		if err := <-read; !errors.Is(err, net.ErrClosed) {
 			t.Errorf("read: %v", err)

@@ -81,7 +81,11 @@ func TestLostSparesAreNotDialledInALoop(t *testing.T) {
 // All hosts lose their spares when a server stops, and cannot dial while it is
 // down: they must come back spread out.
 func TestAFleetComesBackSpreadOut(t *testing.T) {
-	const hosts = 2000
+	synctest.Test(t, comesBackSpreadOut) // no time passes between a failure and the look at it
+}
+
+func comesBackSpreadOut(t *testing.T) {
+	const hosts = 10_000 // or chance alone crowds a second
 	log := slog.New(slog.DiscardHandler)
 	for failures, most := range map[int]time.Duration{1: 8 * time.Second, 5: 16 * time.Second, 20: backoffMax} {
 		var perSecond [61]int
@@ -91,7 +95,7 @@ func TestAFleetComesBackSpreadOut(t *testing.T) {
 				p.failed(lostAfter, "test", io.EOF)
 			}
 			wait := time.Until(p.retryAt)
-			if wait < backoffMin-100*time.Millisecond || wait > most {
+			if wait < backoffMin || wait > most {
 				t.Fatalf("after %d failures, the next try is in %v", failures, wait)
 			}
 			perSecond[wait/time.Second]++
@@ -129,14 +133,16 @@ func TestARequestIsAnsweredOnce(t *testing.T) {
 		}
 		return inner(ctx, token)
 	}
+	var once sync.Once
 	w.hub.cfg.Ask = func(_ context.Context, _ string, d protocol.Dial) error {
-		for range 5 { // as when MQTT repeats
+		once.Do(func() { // the hub asks again when the machine is slow
+			for range 5 { // as when MQTT repeats
+				w.pool.Request(d)
+			}
+			d.Token, d.Expires = "late", time.Now().Add(-time.Minute).Unix()
 			w.pool.Request(d)
-		}
-		late := d
-		late.Token, late.Expires = "late", time.Now().Add(-time.Minute).Unix()
-		w.pool.Request(late)
-		close(slow)
+			close(slow)
+		})
 		return nil
 	}
 	w.pool.ctx = t.Context() // answers, and keeps no spares

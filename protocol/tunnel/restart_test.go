@@ -3,14 +3,17 @@ package tunnel
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
-// TestRestartSaysWhenToComeBack: streams and spares learn it, and the pool
-// keeps to it instead of waiting as after a failure.
+// TestRestartSaysWhenToComeBack: streams and spares learn it, and the pool comes
+// back by it.
 func TestRestartSaysWhenToComeBack(t *testing.T) {
 	t.Parallel()
 	streamEnd := make(chan error, 1)
@@ -27,11 +30,7 @@ func TestRestartSaysWhenToComeBack(t *testing.T) {
 	if _, err := w.hub.Open(t.Context(), testHost, header()); err != nil {
 		t.Fatal(err)
 	}
-	for start := time.Now(); w.hub.count(testHost) < 2; { // all that a host in use keeps
-		if time.Since(start) > 10*time.Second {
-			t.Fatal("no second spare")
-		}
-	}
+	until(t, "all spares that a host in use keeps", func() bool { return w.hub.count(testHost) == 2 })
 	before := w.dials.Load()
 	w.hub.Close()
 	closed := time.Now()
@@ -39,14 +38,24 @@ func TestRestartSaysWhenToComeBack(t *testing.T) {
 	if err := <-streamEnd; !errors.As(err, &restart) || restart.After < restartLeast || restart.After > restartMost {
 		t.Errorf("the stream ended with %v", err)
 	}
-	for w.dials.Load() == before {
-		if time.Since(closed) > restartMost+time.Second {
-			t.Fatal("the pool does not come back in time")
-		}
-	}
+	until(t, "the pool is back", func() bool { return w.dials.Load() > before })
 	if took := time.Since(closed); took < restartLeast/2 {
 		t.Errorf("the pool is back after %v", took)
 	}
+}
+
+// TestThePoolKeepsToARestart: it comes when it is told to, instead of as after a
+// failure.
+func TestThePoolKeepsToARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPool(PoolConfig{Log: slog.New(slog.DiscardHandler)})
+		for _, after := range []time.Duration{restartLeast, restartMost} {
+			p.failed(lostAfter, "test", fmt.Errorf("read: %w", &Restarting{after}))
+			if wait := time.Until(p.retryAt); wait != after {
+				t.Errorf("told to come back after %v, it does after %v", after, wait)
+			}
+		}
+	})
 }
 
 func TestRestartText(t *testing.T) {
@@ -78,13 +87,9 @@ func TestABrokenStreamRenewsTheSpares(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.waitSpare(t)
+	until(t, "all spares that a host in use keeps", func() bool { return w.hub.count(testHost) == 2 })
 	before := w.dials.Load()
 	c.ws.NetConn().Close()
 	close(broken)
-	for start := time.Now(); w.dials.Load() == before; {
-		if time.Since(start) > 5*time.Second {
-			t.Fatal("no new spare")
-		}
-	}
+	until(t, "new spares", func() bool { return w.dials.Load() >= before+2 })
 }
