@@ -24,6 +24,9 @@ PROCS       := $(shell nproc)
 CC_amd64 := $(if $(filter amd64,$(ARCH)),gcc,x86_64-linux-gnu-gcc)
 CC_arm64 := $(if $(filter arm64,$(ARCH)),gcc,aarch64-linux-gnu-gcc)
 
+# Systems of people's own machines, which get the CLI.
+CLI := darwin-amd64 darwin-arm64 windows-amd64
+
 .DEFAULT_GOAL := help
 .PHONY: help up down build dl release desktop-image browser test e2e chaos gpu-check bare lint audit bench bench-quick clean
 
@@ -50,10 +53,10 @@ build: ## programs of this machine, in bin/
 dl: build ## what the server hands to hosts of this architecture, in run/dl
 	@installers/sign.sh $${RG_RUN:-run}/dl linux-$(ARCH)=bin
 
-release: dist/amd64 dist/arm64 ## signed programs for amd64 and arm64 and what they are made of (SBOM), in dist/
+release: dist/amd64 dist/arm64 $(CLI:%=dist/cli/%) ## signed programs for Linux, the CLI for macOS and Windows, and what they are made of (SBOM), in dist/
 	$(GO) run $(CYCLONEDX) mod -json -licenses -std -noserial -output dist/sbom.cdx.json .
-	@installers/sign.sh dist linux-amd64=dist/amd64 linux-arm64=dist/arm64
-	@rm -rf dist/amd64 dist/arm64
+	@installers/sign.sh dist linux-amd64=dist/amd64 linux-arm64=dist/arm64 $(foreach system,$(CLI),$(system)=dist/cli/$(system))
+	@rm -rf dist/amd64 dist/arm64 dist/cli
 	@find dist -type f | sort | xargs ls -lh | awk '{ print $$5 "\t" $$9 }'
 
 .PHONY: dist/amd64 dist/arm64
@@ -67,6 +70,11 @@ dist/amd64 dist/arm64: dist/%:
 	else \
 		echo "no $(CC_$*): the release for $* comes without remotegpu-nvml, so its hosts see no GPUs"; \
 	fi
+
+.PHONY: $(CLI:%=dist/cli/%)
+$(CLI:%=dist/cli/%): dist/cli/%:
+	@mkdir -p $@
+	GOOS=$(word 1,$(subst -, ,$*)) GOARCH=$(word 2,$(subst -, ,$*)) $(STATIC) -o $@/remotegpu$(if $(findstring windows,$*),.exe) ./control
 
 desktop-image: ## an image with a desktop that is reached by RDP, in run/images
 	@deploy/deps.sh up >&2

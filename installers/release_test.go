@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestReleaseBuilds: make release builds the programs of both architectures
-// before it signs them.
+// TestReleaseBuilds: make release builds the programs of both architectures,
+// and the CLI for other systems, before it signs them.
 func TestReleaseBuilds(t *testing.T) {
 	cmd := exec.Command("make", "-n", "release")
 	cmd.Dir = ".."
@@ -21,6 +21,11 @@ func TestReleaseBuilds(t *testing.T) {
 			if !strings.Contains(before, "-o dist/"+arch+"/"+program+" ") {
 				t.Errorf("%s is not built for %s", program, arch)
 			}
+		}
+	}
+	for _, program := range []string{"darwin-amd64/remotegpu", "darwin-arm64/remotegpu", "windows-amd64/remotegpu.exe"} {
+		if !strings.Contains(before, "-o dist/cli/"+program+" ") {
+			t.Errorf("%s is not built", program)
 		}
 	}
 }

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Lays out programs as the server hands them out, and signs them:
 #
-#   installers/sign.sh DIR linux-amd64=FOLDER [linux-arm64=FOLDER]
+#   installers/sign.sh DIR linux-amd64=FOLDER [windows-amd64=FOLDER …]
 #
 # DIR gets linux-amd64/…, SHA256SUMS over all of them and over an SBOM that is
 # there, SHA256SUMS.sig (ECDSA
@@ -48,11 +48,11 @@ put() {
 
 for part; do
 	mkdir -p "$dir/${part%%=*}"
-	for program in remotegpu remotegpu-agent remotegpu-helper remotegpu-nvml; do
+	for program in remotegpu remotegpu.exe remotegpu-agent remotegpu-helper remotegpu-nvml; do
 		[ ! -e "${part#*=}/$program" ] || put "${part#*=}/$program" "$dir/${part%%=*}/$program" 755
 	done
 done
-(cd "$dir" && sha256sum linux-*/remotegpu* && { [ ! -e sbom.cdx.json ] || sha256sum sbom.cdx.json; }) >"$work/sums"
+(cd "$dir" && sha256sum [a-z]*-*/remotegpu* && { [ ! -e sbom.cdx.json ] || sha256sum sbom.cdx.json; }) >"$work/sums"
 if ! cmp -s "$work/sums" "$dir/SHA256SUMS" || ! cmp -s "$work/release.pub" "$dir/release.pub"; then
 	openssl dgst -sha256 -sign "$key" -out "$work/sig" "$work/sums"
 	openssl dgst -sha256 -verify "$work/release.pub" -signature "$work/sig" "$work/sums" >/dev/null

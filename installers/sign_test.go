@@ -56,6 +56,7 @@ func TestSign(t *testing.T) {
 	}
 	write("remotegpu-agent", "agent 1")
 	write("remotegpu-helper", "helper 1")
+	write("remotegpu.exe", "cli 1")
 	sign(t, key, dir, programs) // the key itself, as a CI secret is
 	verify()
 

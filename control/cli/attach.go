@@ -164,7 +164,7 @@ func (a *app) hold(ctx context.Context, c *client, env string, cfg terminal.Conf
 	}
 	cfg.Stdin, cfg.Stdout, cfg.Stderr = os.Stdin, a.out, a.errOut
 	if (cfg.Open == nil || cfg.Open.Term != "") && term.IsTerminal(int(os.Stdin.Fd())) {
-		cfg.TTY = os.Stdin
+		cfg.TTY, cfg.Stdin = os.Stdin, terminal.Keys(os.Stdin)
 	}
 	exit, err := terminal.Run(ctx, cfg)
 	var unopened *terminal.Unopened

@@ -87,7 +87,7 @@ First steps:
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.SetVersionTemplate("remotegpu {{.Version}}\n")
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.profile, "config", os.Getenv("REMOTEGPU_CONFIG"), "file with server and token (default ~/.config/remotegpu/config.json)")
+	flags.StringVar(&a.profile, "config", os.Getenv("REMOTEGPU_CONFIG"), "file with server and token (default "+profileHint()+")")
 	flags.StringVarP(&a.output, "output", "o", "table", "table or json")
 	flags.StringVarP(&a.workspace, "workspace", "w", os.Getenv("REMOTEGPU_WORKSPACE"), "workspace (default: the one from login)")
 	root.AddCommand(a.serverCommand(), a.loginCommand(), a.logoutCommand(), a.passwordCommand(), a.hostCommand(), a.envCommand(), a.sshCommand(), a.cpCommand(),

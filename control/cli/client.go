@@ -36,11 +36,30 @@ func (a *app) profilePath() (string, error) {
 	if a.profile != "" {
 		return a.profile, nil
 	}
-	dir, err := os.UserConfigDir()
+	file, err := usualProfile()
 	if err != nil {
 		return "", fmt.Errorf("find configuration folder: %w; give one with --config", err)
 	}
-	return filepath.Join(dir, "remotegpu", "config.json"), nil
+	return file, nil
+}
+
+func usualProfile() (string, error) {
+	dir, err := os.UserConfigDir()
+	return filepath.Join(dir, "remotegpu", "config.json"), err
+}
+
+// profileHint is where this system keeps the profile, for people.
+func profileHint() string {
+	file, err := usualProfile()
+	if err != nil {
+		return "none: this user has no home"
+	}
+	if home, err := os.UserHomeDir(); err == nil {
+		if rest, ok := strings.CutPrefix(file, home); ok {
+			return "~" + rest
+		}
+	}
+	return file
 }
 
 // load reads the profile; the environment goes before the file: REMOTEGPU_URL,

@@ -9,15 +9,15 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"os/signal"
+	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/term"
 
 	"github.com/remotegpu/remotegpu/control/sshconfig"
+	"github.com/remotegpu/remotegpu/control/terminal"
 	"github.com/remotegpu/remotegpu/protocol/tunnel"
 )
 
@@ -88,7 +88,9 @@ func (a *app) ssh(ctx context.Context, env, command string, tty bool) error {
 	if err != nil {
 		return err
 	}
+	var keys io.Reader = os.Stdin
 	if tty {
+		keys = terminal.Keys(os.Stdin)
 		restore, err := remoteTerminal(ses)
 		if err != nil {
 			return err
@@ -96,7 +98,7 @@ func (a *app) ssh(ctx context.Context, env, command string, tty bool) error {
 		defer restore()
 	}
 	go func() {
-		_, _ = io.Copy(in, os.Stdin) // ends with stdin or with the session
+		_, _ = io.Copy(in, keys) // ends with stdin or with the session
 		in.Close()
 	}()
 	if command == "" {
@@ -138,27 +140,13 @@ func (c *client) sshClient(ctx context.Context, user string) (*ssh.Client, error
 // remoteTerminal puts the local one into raw mode, asks for one over there and keeps
 // their sizes alike.
 func remoteTerminal(ses *ssh.Session) (restore func(), err error) {
-	fd := int(os.Stdin.Fd())
-	cols, rows, err := term.GetSize(fd)
-	if err != nil {
-		cols, rows = 80, 24
-	}
+	cols, rows, restore := terminal.Raw(os.Stdin, func(cols, rows int) {
+		_ = ses.WindowChange(rows, cols) // the session may have ended
+	})
 	if err := ses.RequestPty(termName(), rows, cols, ssh.TerminalModes{}); err != nil {
+		restore()
 		return nil, fmt.Errorf("ask for a terminal: %w", err)
 	}
-	restore = func() {}
-	if state, err := term.MakeRaw(fd); err == nil {
-		restore = func() { _ = term.Restore(fd, state) } // nothing to do when it fails
-	}
-	sizes := make(chan os.Signal, 1)
-	signal.Notify(sizes, syscall.SIGWINCH)
-	go func() {
-		for range sizes {
-			if cols, rows, err := term.GetSize(fd); err == nil {
-				_ = ses.WindowChange(rows, cols) // the session may have ended
-			}
-		}
-	}()
 	return restore, nil
 }
 
@@ -280,7 +268,7 @@ func (a *app) sshConfig(ctx context.Context, c *client) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	known := strings.TrimSuffix(file, ".json") + ".known_hosts"
+	known := filepath.ToSlash(strings.TrimSuffix(file, ".json") + ".known_hosts") // a backslash may be an escape to OpenSSH
 	host, port, err := net.SplitHostPort(gw.Address)
 	if err != nil {
 		return "", fmt.Errorf("read the gateway's address: %w", err)

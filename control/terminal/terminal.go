@@ -16,15 +16,11 @@ import (
 	"net"
 	"net/url"
 	"os"
-	"os/signal"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
-
-	"golang.org/x/term"
 
 	"github.com/remotegpu/remotegpu/protocol"
 	"github.com/remotegpu/remotegpu/protocol/resume"
@@ -150,28 +146,10 @@ func (s *session) document(kind protocol.FrameType, v any) error {
 
 // raw puts the local terminal into raw mode and keeps the sizes alike.
 func (s *session) raw() (restore func()) {
-	fd := int(s.cfg.TTY.Fd())
-	var err error
-	if s.cols, s.rows, err = term.GetSize(fd); err != nil {
-		s.cols, s.rows = 80, 24
-	}
-	sizes := make(chan os.Signal, 1)
-	signal.Notify(sizes, syscall.SIGWINCH)
-	go func() {
-		for range sizes {
-			if cols, rows, err := term.GetSize(fd); err == nil {
-				_ = s.document(protocol.FrameResize, protocol.WindowSize{Cols: uint16(cols), Rows: uint16(rows)}) // the session may have ended
-			}
-		}
-	}()
-	state, err := term.MakeRaw(fd)
-	return func() {
-		signal.Stop(sizes)
-		close(sizes)
-		if err == nil {
-			_ = term.Restore(fd, state) // nothing to do when it fails
-		}
-	}
+	s.cols, s.rows, restore = Raw(s.cfg.TTY, func(cols, rows int) {
+		_ = s.document(protocol.FrameResize, protocol.WindowSize{Cols: uint16(cols), Rows: uint16(rows)}) // the session may have ended
+	})
+	return restore
 }
 
 // readStdin sends what is typed, but for escapes.

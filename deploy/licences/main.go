@@ -18,8 +18,15 @@ import (
 	"strings"
 )
 
-// programs are what a release has.
-var programs = []string{"./control", "./edge-agent", "./edge-agent/helper", "./edge-agent/nvml"}
+// programs are what a release has, by system.
+var programs = []struct {
+	system, cgo string
+	paths       []string
+}{
+	{"linux", "1", []string{"./control", "./edge-agent", "./edge-agent/helper", "./edge-agent/nvml"}},
+	{"darwin", "0", []string{"./control"}},
+	{"windows", "0", []string{"./control"}},
+}
 
 // texts tell licences by what stands in them, the first that matches. All are
 // compatible with GPL-3.0; whatever else there is (GPL itself, AGPL, SSPL, BUSL,
@@ -47,7 +54,7 @@ var chosen = map[string]string{
 // note explains what stands in the table.
 const note = `# Licences of what is linked
 
-Go modules in the programs of a release, for Linux; written by ` + "`go run ./deploy/licences`" + `, held current by its test. RemoteGPU itself is Apache-2.0.
+Go modules in the programs of a release; written by ` + "`go run ./deploy/licences`" + `, held current by its test. RemoteGPU itself is Apache-2.0.
 paho.golang may be had under EPL-2.0 or EDL-1.0; it is taken under the second, which is BSD-3-Clause. Versions, and hashes of each, stand in go.mod
 and go.sum, and in the SBOM of a release (` + "`dist/sbom.cdx.json`" + `, CycloneDX).
 
@@ -74,12 +81,17 @@ func main() {
 
 // table returns the page; root is the repository's.
 func table(root string) (string, error) {
-	all, err := linked(root)
-	if err != nil {
-		return "", err
+	var all []module
+	for _, p := range programs {
+		found, err := linked(root, p.paths, "GOOS="+p.system, "GOARCH=amd64", "CGO_ENABLED="+p.cgo)
+		if err != nil {
+			return "", err
+		}
+		all = append(all, found...)
 	}
+	slices.SortFunc(all, func(a, b module) int { return strings.Compare(a.Path, b.Path) })
 	page, faults := note, []error{}
-	for _, m := range all {
+	for _, m := range slices.Compact(all) {
 		name, err := licenceOf(m)
 		if err != nil {
 			faults = append(faults, err)
@@ -90,11 +102,12 @@ func table(root string) (string, error) {
 	return page, errors.Join(faults...)
 }
 
-// linked lists the modules of others that any program is made of.
-func linked(root string) (all []module, err error) {
+// linked lists the modules of others that programs are made of, some more than
+// once.
+func linked(root string, programs []string, env ...string) (all []module, err error) {
 	cmd := exec.Command("go", append([]string{"list", "-deps", "-json=Module"}, programs...)...)
 	cmd.Dir, cmd.Stderr = root, os.Stderr
-	cmd.Env = append(os.Environ(), "GOOS=linux", "GOARCH=amd64", "CGO_ENABLED=1")
+	cmd.Env = append(os.Environ(), env...)
 	out, err := cmd.Output()
 	if err != nil {
 		return nil, fmt.Errorf("list modules: %w", err)
@@ -110,8 +123,7 @@ func linked(root string) (all []module, err error) {
 			all = append(all, *p.Module)
 		}
 	}
-	slices.SortFunc(all, func(a, b module) int { return strings.Compare(a.Path, b.Path) })
-	return slices.Compact(all), nil
+	return all, nil
 }
 
 func licenceOf(m module) (string, error) {
