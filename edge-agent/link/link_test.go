@@ -339,6 +339,22 @@ func TestAckEndsRepetition(t *testing.T) {
 	}
 }
 
+// TestWhatTheServerTakes: whatever texts there are, a status passes.
+func TestWhatTheServerTakes(t *testing.T) {
+	t.Parallel()
+	const text = "zero \x00, no UTF-8 \xff"
+	payload, err := encodeStatus(&protocol.Status{
+		Version: protocol.Version, Events: []protocol.Event{{Seq: 1, Message: text}}, Workloads: []protocol.WorkloadStatus{{ID: "env_a", Message: text}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var st protocol.Status
+	if err := protocol.Unmarshal(payload, &st); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestDialRequest(t *testing.T) {
 	t.Parallel()
 	c := newControl(t)

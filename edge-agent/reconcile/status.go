@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"reflect"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/remotegpu/remotegpu/protocol"
@@ -87,7 +86,7 @@ func (l *Loop) status(id string, t *track, s Step, open bool) protocol.WorkloadS
 	if l.down != "" {
 		st.Message = l.down
 	}
-	st.Message = cut(st.Message)
+	st.Message = protocol.Cut(st.Message)
 	return st
 }
 
@@ -186,13 +185,4 @@ func sentence(err error) string {
 		return f.Message
 	}
 	return err.Error()
-}
-
-// cut keeps s within the protocol's limit and valid UTF-8.
-func cut(s string) string {
-	s = strings.ToValidUTF8(s, "?")
-	if len(s) <= protocol.MaxText {
-		return s
-	}
-	return strings.ToValidUTF8(s[:protocol.MaxText-3], "") + "..."
 }

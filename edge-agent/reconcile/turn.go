@@ -298,6 +298,6 @@ func (l *Loop) sweep(ctx context.Context) {
 func (l *Loop) event(severity, reason, message, workload string) {
 	l.cfg.Event(protocol.Event{
 		At: time.Now().UnixMilli(), Severity: severity, Reason: reason,
-		Message: cut(cmp.Or(message, reason)), Workload: workload,
+		Message: protocol.Cut(cmp.Or(message, reason)), Workload: workload,
 	})
 }

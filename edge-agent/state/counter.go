@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/remotegpu/remotegpu/protocol"
@@ -208,10 +207,7 @@ func (c *counters) add(e protocol.Event) {
 	if e.At == 0 {
 		e.At = time.Now().UnixMilli()
 	}
-	if len(e.Message) > protocol.MaxText {
-		e.Message = e.Message[:protocol.MaxText-3] + "..."
-	}
-	e.Message = strings.ToValidUTF8(e.Message, "?") // the wire takes nothing else
+	e.Message = protocol.Cut(e.Message) // it may quote what a registry or a program says
 	c.Events = append(c.Events, e)
 	if len(c.Events) > maxEvents {
 		c.Events = slices.Delete(c.Events, c.leastWorth(), c.leastWorth()+1)

@@ -321,7 +321,7 @@ func TestDamagedIdentity(t *testing.T) {
 
 func TestEvents(t *testing.T) {
 	s, _ := enrolled(t, t.TempDir())
-	s.Append(protocol.Event{Reason: "Attack", Severity: protocol.SeveritySecurity, Message: "bad \xff bytes"})
+	s.Append(protocol.Event{Reason: "Attack", Severity: protocol.SeveritySecurity, Message: "bad \xff\x00 bytes"})
 	for range maxEvents {
 		s.counters.add(protocol.Event{Reason: "Pulled", Severity: protocol.SeverityNormal})
 	}
@@ -333,6 +333,10 @@ func TestEvents(t *testing.T) {
 	}
 	if all[0].Message != "bad ? bytes" {
 		t.Errorf("message %q", all[0].Message)
+	}
+	st := protocol.Status{Version: protocol.Version, Events: s.Events(1)}
+	if err := st.Validate(); err != nil {
+		t.Errorf("the server takes no status with it: %v", err)
 	}
 	if got := s.Events(3); len(got) != 3 {
 		t.Errorf("Events(3) gave %d", len(got))
