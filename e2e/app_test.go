@@ -332,8 +332,8 @@ run(socketserver.ThreadingUnixStreamServer('/tmp/a.sock', Unix))
 	}
 	p.kill()
 	done := make(chan string, 1)
-	go func() { // it waits for the server
-		out, _ := w.try("client", "curl -sS -m 30 http://127.0.0.1:18000/hostname")
+	go func() { // it waits for the server, for a while, and comes again
+		out, _ := w.try("client", "for i in $(seq 8); do t=$(date +%s); curl -s -m 60 http://127.0.0.1:18000/hostname && exit; [ $(($(date +%s) - t)) -ge 10 ] || exit 1; done")
 		done <- out
 	}()
 	eventually(t, 20*time.Second, "says that the server is away", func() (string, bool) {

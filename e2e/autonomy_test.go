@@ -70,8 +70,8 @@ func autonomy(t *testing.T, w *world) {
 			})
 			d := time.Since(over)
 			t.Logf("what was asked for meanwhile was so %.1f s after the fault was over", d.Seconds())
-			if d > 10*time.Second {
-				t.Errorf("that is more than 10 s")
+			if d > soonAfter {
+				t.Errorf("that is more than %v", soonAfter)
 			}
 			if now := p.life(m, "keep"); now != before {
 				t.Errorf("the container is another: %s, was %s", now, before)
@@ -103,6 +103,11 @@ func autonomy(t *testing.T, w *world) {
 		})
 	})
 }
+
+// soonAfter is how soon what was asked for meanwhile is to be so: what a host or
+// TCP waits for until it tries again (8 and 13 s), and what the work itself takes
+// three times over (4 s). Who waits for a keep-alive or a resync needs more.
+const soonAfter = 25 * time.Second
 
 // atBoot is what starts the agent where there is no systemd.
 const atBoot = `sh -c 'set -a; . /etc/remotegpu/agent.env; setsid /usr/local/bin/remotegpu-agent supervise >/dev/null 2>&1 </dev/null &'`

@@ -108,7 +108,7 @@ func (g *ideGateway) begin() *ideRun {
 		g.t.Fatal(err)
 	}
 	g.t.Cleanup(func() { g.w.end(r.cmd, syscall.SIGTERM) })
-	stuck := time.AfterFunc(3*time.Minute, func() { r.cmd.Process.Kill() })
+	stuck := time.AfterFunc(slower*3*time.Minute, func() { r.cmd.Process.Kill() })
 	g.t.Cleanup(func() { stuck.Stop() })
 	r.lines = bufio.NewScanner(stdout)
 	r.answers("ready")

@@ -86,6 +86,10 @@ func TestTwoNATs(t *testing.T) {
 		one := strings.Fields(w.in("client", ssh+" ip -4 -o addr show eth0"))[3]
 		one, _, _ = strings.Cut(one, "/")
 		w.start("client", "listener.log", "sh", "-c", ssh+" 'nc -l -p 9999'")
+		eventually(t, 10*time.Second, "somebody listens in the other environment", func() (string, bool) {
+			out, err := w.try("client", ssh+" '/bin/busybox netstat -ltn | /bin/busybox grep :9999'")
+			return out, err == nil
+		})
 		for what, line := range map[string]string{
 			"another environment": "nc -w 2 " + one + " 9999 </dev/null",
 			"the host":            "nc -w 2 192.168.77.2 22 </dev/null",
@@ -118,9 +122,10 @@ expect "# "
 send "stty size\r"
 expect "41 99"
 stty rows 25 columns 66 < $spawn_out(slave,name)
-sleep 1
-send "stty size\r"
-expect "25 66"
+for {set i 0} {$i < 30} {incr i} {
+  send "stty size\r"
+  expect -timeout 1 "25 66" break
+}
 send "sleep 100\r"
 sleep 1
 send "\003"
@@ -161,7 +166,7 @@ func stopWaits(t *testing.T, p *plane, ssh string) {
 		t.Errorf("%v, it said %q", err, tail(log))
 	}
 	stopped := time.Now()
-	if err := p.cmd.Wait(); err != nil || time.Since(stopped) > 8*time.Second {
+	if err := p.cmd.Wait(); err != nil || time.Since(stopped) > 20*time.Second {
 		t.Errorf("the server stopped %v after the command: %v", time.Since(stopped), err)
 	}
 	p.start()
@@ -174,7 +179,7 @@ func standardMQTT(t *testing.T, p *plane) {
 	w := p.w
 	w.in("client", "curl -fsSk -o "+w.dir+"/ca.pem "+p.url+"/ca.pem")
 	token := w.in("client", "remotegpu token create mqtt")
-	with := "-V 5 -h " + srvAddr + " -p 8883 --cafile " + w.dir + "/ca.pem -u token -P " + token + " -W 20 -F '%t %r %p' "
+	with := "-V 5 -h " + srvAddr + " -p 8883 --cafile " + w.dir + "/ca.pem -u token -P " + token + " -W 60 -F '%t %r %p' "
 	presence := "mosquitto_sub " + with + "-C 1 -t rg/v1/hosts/+/presence"
 	if out := w.in("client", presence); !strings.Contains(out, "/presence 1 ") {
 		t.Errorf("presence is not retained: %q", out)

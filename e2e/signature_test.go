@@ -131,9 +131,9 @@ func (p *plane) steal(crt, key, host string) (publish func(topic string, payload
 	}
 	p.kill()
 	b, stop := w.hostileBroker(crt, key)
-	eventually(w.t, 60*time.Second, "agent connects to the stolen broker", func() (string, bool) {
-		cl, ok := b.Clients.Get(host)
-		return "not connected", ok && !cl.Closed()
+	eventually(w.t, 60*time.Second, "agent listens at the stolen broker", func() (string, bool) {
+		_, ok := b.Topics.Subscribers(protocol.HostTopic(host, protocol.TopicDesired)).Subscriptions[host]
+		return "not subscribed", ok
 	})
 	publish = func(topic string, payload []byte) {
 		if err := b.Publish(topic, payload, false, 0); err != nil {

@@ -146,7 +146,7 @@ func (m *machine) reboot() {
 	go func() { down <- m.init.Wait() }()
 	select {
 	case <-down:
-	case <-time.After(90 * time.Second):
+	case <-time.After(slower * 90 * time.Second):
 		m.w.t.Fatal("the machine does not go down")
 	}
 	m.bootSystemd()

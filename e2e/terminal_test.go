@@ -32,7 +32,7 @@ func (g *page) open(t *testing.T, with args) (session string) {
 // wait waits until a condition on the page's terminal holds.
 func (g *page) wait(js string) {
 	g.t.Helper()
-	g.do("wait", args{"js": "return " + js, "seconds": 60}, nil)
+	g.do("wait", args{"js": "return " + js, "seconds": 60 * slower}, nil)
 }
 
 // TestBrowserTerminal drives xterm.js over console/terminal.js in Chromium.
@@ -61,9 +61,10 @@ func (g *page) shell(t *testing.T) {
 	g.do("click", args{"x": 400, "y": 300}, nil)
 	g.do("type", args{"text": "echo $((6*7)) $TERM; stty size\n"}, nil)
 	g.wait("/\\n42 xterm-256color\\n\\d+ \\d+/.test(term.screen())")
-	g.do("viewport", args{"width": 900, "height": 600}, nil)
 	var before string
-	g.eval("return term.screen()", &before)
+	g.eval("return term.size()", &before)
+	g.do("viewport", args{"width": 900, "height": 600}, nil)
+	g.wait("term.size() !== '" + before + "'")
 	g.do("type", args{"text": "stty size; printf '\\e[1;32mgreen\\e[0m\\n'; exit 3\n"}, nil)
 	g.wait("term.end() && /\\ngreen/.test(term.screen())") // xterm.js shows a little later
 	var screen string

@@ -116,7 +116,7 @@ func (r *remoteSSH) bootstrap(listen string) *bootstrapped {
 	if _, err := fmt.Fprintf(b.stdin, "ID=%s\nCOMMIT=%s\nLISTEN=%s\n%s", id, r.commit, listen, script); err != nil {
 		r.t.Fatal(err)
 	}
-	stuck := time.AfterFunc(time.Minute, func() { b.cmd.Process.Kill() })
+	stuck := time.AfterFunc(slower*time.Minute, func() { b.cmd.Process.Kill() })
 	defer stuck.Stop()
 	r.read(b, stdout, id)
 	return b

@@ -135,9 +135,10 @@ func (k *work) lines() (n int, wrong string) {
 	return k.got, k.bad
 }
 
-// until waits for the transcript to have n lines.
+// until waits for the transcript to have n lines, as eventually does.
 func (k *work) until(n int, within time.Duration) {
 	k.t.Helper()
+	within *= slower
 	for deadline := time.Now().Add(within); ; time.Sleep(time.Millisecond) {
 		got, _ := k.lines()
 		if got >= n {

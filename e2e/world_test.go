@@ -193,9 +193,15 @@ func tail(file string) string {
 	return string(b)
 }
 
-// eventually tries until check is satisfied and fails with what it saw last.
+// slower is how many times as long everything may take on a machine that is slow,
+// or that others compute on.
+const slower = 3
+
+// eventually tries until check is satisfied and fails with what it saw last. It
+// takes at most within on a machine of our own.
 func eventually(t *testing.T, within time.Duration, what string, check func() (seen string, ok bool)) {
 	t.Helper()
+	within *= slower
 	deadline := time.Now().Add(within)
 	for {
 		last, ok := check()

@@ -74,6 +74,7 @@ window.term = {
   output: () => output,
   end: () => end,
   states: () => states,
+  size: () => `${xterm.cols} x ${xterm.rows}`,
   screen() {
     const lines = [];
     for (let i = 0; i < xterm.buffer.active.length; i++) lines.push(xterm.buffer.active.getLine(i).translateToString(true));
