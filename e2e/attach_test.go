@@ -108,11 +108,11 @@ func attaches(t *testing.T, p *plane) {
 				t.Errorf("sessions: %s", out)
 			}
 			other.types("echo typed $((7*7))\n")
+			if share == "write" {
+				owner.sees("typed 49") // or both would type into one line
+			}
 			owner.types("echo second $((8*8))\n")
 			other.sees("second 64")
-			if share == "write" {
-				owner.sees("typed 49")
-			}
 			other.types("\n~.")
 			other.ends(255)
 			owner.types("echo third $((9*9))\n")

@@ -33,7 +33,7 @@ func copies(t *testing.T, p *plane) {
 		}
 	})
 	t.Run("interrupted", func(t *testing.T) {
-		w.in("client", "remotegpu ssh one -- 'echo old >/tmp/huge' && head -c 400000000 /dev/zero >"+src+".huge")
+		w.in("client", "remotegpu ssh one -- 'echo old >/tmp/huge' && truncate -s 8G "+src+".huge") // more than any machine copies meanwhile
 		up := w.start("client", "cp.log", "env", "REMOTEGPU_CONFIG="+filepath.Join(w.dir, "cli.json"), filepath.Join(w.bin, "remotegpu"), "cp", src+".huge", "one:/tmp/huge")
 		eventually(t, 20*time.Second, "some of it is there", func() (string, bool) {
 			out, _ := w.try("client", "remotegpu ssh one -- 'ls -a /tmp'")

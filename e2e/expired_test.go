@@ -29,7 +29,7 @@ var lates = []late{
 	{"API token at the API", newToken, "TOKEN=$L; api $URL/api/v1/account", "status 200", "status 401", false, apiToken},
 	{"API token of the command line", newToken, "sed \"s/rgs_[^\\\"]*/$L/\" $REMOTEGPU_CONFIG >$DIR/late.json; REMOTEGPU_CONFIG=$DIR/late.json remotegpu env ls", "safe", "token|log in", false, apiToken},
 	{"API token at the registry", newToken, "curl -sk -m 10 -o /dev/null -w 'status %{http_code}' -u t:$L $URL/v2/", "status 200", "status 401", false, apiToken},
-	{"API token at the broker", newToken, "timeout 10 mosquitto_sub -V 5 -h $GW -p 8883 --cafile $CA -u token -P $L -W 1 -t 'rg/v1/workspaces/'$(api $URL/api/v1/workspaces/vault | sed -n 's/.*\\(ws_[0-9a-z]*\\).*/\\1/p')'/events/#' 2>&1; echo status $?", "status 27", "Bad User Name or Password|Not authorized", false, apiToken},
+	{"API token at the broker", newToken, "timeout 20 mosquitto_sub -V 5 -h $GW -p 8883 --cafile $CA -u token -P $L -W 4 -t 'rg/v1/workspaces/'$(api $URL/api/v1/workspaces/vault | sed -n 's/.*\\(ws_[0-9a-z]*\\).*/\\1/p')'/events/#' 2>&1; echo status $?", "status 27", "Bad User Name or Password|Not authorized", false, apiToken},
 	{"API token at an app", newToken, webSafe + "-H \"Authorization: Bearer $L\" https://$SAFE:8443/", secret, "status 401", false, apiToken},
 	{"login of the command line", "sed -n 's/.*\"token\": *\"\\(rgs_[^\"]*\\)\".*/\\1/p' $REMOTEGPU_CONFIG", "TOKEN=$L; api $URL/api/v1/account", "status 200", "status 401", false,
 		"update sessions set expires_at = now() - interval '1 second' where user_id = (select id from users where email = 'vic@example.org')"},

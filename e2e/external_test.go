@@ -91,9 +91,10 @@ func (w *world) killMosquitto() {
 // atMosquitto sees that the host is there and nowhere else.
 func (w *world) atMosquitto(m *machine) {
 	w.t.Helper()
-	if out := m.must("grep MQTT /etc/remotegpu/agent.env; ss -Htn state established '( dport = :8883 )' | wc -l"); out != "REMOTEGPU_MQTT='tls://"+srvAddr+":8883'\n1" {
-		w.t.Fatalf("the host is not at the external broker: %s", out)
-	}
+	eventually(w.t, 20*time.Second, "the host is at the external broker", func() (string, bool) {
+		out := m.must("grep MQTT /etc/remotegpu/agent.env; ss -Htn state established '( dport = :8883 )' | wc -l")
+		return out, out == "REMOTEGPU_MQTT='tls://"+srvAddr+":8883'\n1"
+	})
 }
 
 const grafana = "-V 5 -h " + srvAddr + " -p 8885 -u grafana -P secret --cafile "
@@ -103,7 +104,7 @@ const grafana = "-V 5 -h " + srvAddr + " -p 8885 -u grafana -P secret --cafile "
 func eventsOutside(t *testing.T, r *replicas) {
 	w := r.w
 	ca := filepath.Join(w.dir, "lb.crt")
-	if out := w.in("client", "mosquitto_sub "+grafana+ca+" -W 10 -C 1 -F '%t %r' -t rg/v1/hosts/+/presence"); !strings.HasSuffix(out, "/presence 1") {
+	if out := w.in("client", "mosquitto_sub "+grafana+ca+" -W 30 -C 1 -F '%t %r' -t rg/v1/hosts/+/presence"); !strings.HasSuffix(out, "/presence 1") {
 		t.Errorf("presence is not retained: %q", out)
 	}
 	sub := w.listen("outside.log", grafana+ca+" -F '%t %p' -t 'rg/v1/workspaces/+/events/#'")
@@ -177,7 +178,7 @@ func hostOutside(t *testing.T, r *replicas) {
 			t.Errorf("%s: %q", what, out)
 		}
 	}
-	sub := w.listen("heard.log", with+"-W 8 -v"+topic(victim, protocol.TopicDesired)+topic(victim, protocol.TopicAck)+topic(victim, protocol.TopicDial)+" -t rg/v1/hosts/+/status -t '#'")
+	sub := w.listen("heard.log", with+"-W 20 -v"+topic(victim, protocol.TopicDesired)+topic(victim, protocol.TopicAck)+topic(victim, protocol.TopicDial)+" -t rg/v1/hosts/+/status -t '#'")
 	// Under the other's name it is itself all the same, and its will goes nowhere.
 	pub(" -i " + victim + " --will-topic " + protocol.HostTopic(victim, protocol.TopicPresence) + " --will-payload gone" + topic(own, protocol.TopicStatus))
 	r.obeyed()

@@ -28,8 +28,8 @@ type hostTry struct {
 const mosquitto = "-V 5 -h $GW -p 8883 --cafile $CA -u host -P $PROOF -i $AS -t rg/v1/hosts/$OF/"
 
 var hostTries = []hostTry{
-	{"read orders", protocol.AudienceMQTT, "timeout 10 mosquitto_sub -W 1 " + mosquitto + "desired 2>&1; echo status $?", "status 27", "denied|[Nn]ot (authorized|valid)|Bad User Name or Password", false},
-	{"read who is to dial", protocol.AudienceMQTT, "timeout 10 mosquitto_sub -W 1 " + mosquitto + "dial 2>&1; echo status $?", "status 27", "denied|[Nn]ot (authorized|valid)|Bad User Name or Password", false},
+	{"read orders", protocol.AudienceMQTT, "timeout 20 mosquitto_sub -W 4 " + mosquitto + "desired 2>&1; echo status $?", "status 27", "denied|[Nn]ot (authorized|valid)|Bad User Name or Password", false},
+	{"read who is to dial", protocol.AudienceMQTT, "timeout 20 mosquitto_sub -W 4 " + mosquitto + "dial 2>&1; echo status $?", "status 27", "denied|[Nn]ot (authorized|valid)|Bad User Name or Password", false},
 	{"speak", protocol.AudienceMQTT, "timeout 10 mosquitto_pub -q 1 -m x " + mosquitto + "status 2>&1; echo told: $?", "^told: 0", "[Nn]ot (authorized|valid)|Bad User Name or Password", false},
 	{"pull an image", protocol.AudienceRegistry, "curl -sk -m 10 -o /dev/null -w 'status %{http_code}' -u $AS:$PROOF $URL/v2/vault/private/tags/list", "status 200", "status 40[134]", true},
 	{"fetch orders", protocol.AudienceAPI, "TOKEN=$PROOF; api $URL/api/v1/agent/desired/$GEN", "status 200", "status 40[149]", true},

@@ -21,10 +21,10 @@ func (d *desktopPage) refusals(m *machine) {
 		kind       int // of the client's error
 		within     time.Duration
 	}{
-		{"refuses", `head -c 19 >/dev/null; printf '\003\000\000\023\016\320\000\000\022\064\000\003\000\010\000\005\000\000\000'; exec cat >/dev/null`, negotiationFailed, 5 * time.Second}, // HYBRID_REQUIRED_BY_SERVER
-		{"is none", `printf 'SSH-2.0-none\r\n'; exec cat >/dev/null`, gatewayFailed, 5 * time.Second},
-		{"hangs up", `exit`, gatewayFailed, 5 * time.Second},
-		{"is silent", `exec cat >/dev/null`, gatewayFailed, 20 * time.Second},
+		{"refuses", `head -c 19 >/dev/null; printf '\003\000\000\023\016\320\000\000\022\064\000\003\000\010\000\005\000\000\000'; exec cat >/dev/null`, negotiationFailed, atOnce}, // HYBRID_REQUIRED_BY_SERVER
+		{"is none", `printf 'SSH-2.0-none\r\n'; exec cat >/dev/null`, gatewayFailed, atOnce},
+		{"hangs up", `exit`, gatewayFailed, atOnce},
+		{"is silent", `exec cat >/dev/null`, gatewayFailed, 30 * time.Second},
 	} {
 		m.must("printf '%s\\n' '#!/bin/sh' " + quote(server.does) + " >/run/server && chmod 755 /run/server; busybox nc -ll -p 3389 -e /run/server >/dev/null 2>&1 </dev/null & echo $! >/run/server.pid")
 		d.open()

@@ -220,7 +220,7 @@ func offlineIsSaid(t *testing.T, r *replicas, key string) {
 	for name, at := range r.at {
 		began := time.Now()
 		out, err := r.w.try("client", strings.Replace(key, "-p 2222", "-p 2201", 1)+" one.default@"+at+" hostname")
-		if err == nil || !strings.Contains(out, "offline") || time.Since(began) > 5*time.Second {
+		if err == nil || !strings.Contains(out, "offline") || time.Since(began) > atOnce {
 			t.Errorf("through %s after %v: %q", name, time.Since(began), out)
 		}
 	}
@@ -248,7 +248,7 @@ func (r *replicas) crossing(key string) (crossing int) {
 	var open []*exec.Cmd
 	for i := range 16 {
 		at := r.at[[]string{"a", "b"}[i%2]]
-		open = append(open, w.start("client", "hop.log", "sh", "-c", "exec "+strings.Replace(key, "-p 2222", "-p 2201", 1)+" one.default@"+at+" 'echo open; sleep 6'"))
+		open = append(open, w.start("client", "hop.log", "sh", "-c", "exec "+strings.Replace(key, "-p 2222", "-p 2201", 1)+" one.default@"+at+" 'echo open; sleep 60'"))
 	}
 	eventually(w.t, 20*time.Second, "all are open", func() (string, bool) {
 		n := strings.Count(tail(log), "open")
@@ -272,7 +272,7 @@ func eventsAtEach(t *testing.T, r *replicas) {
 	subs := map[string]*listener{}
 	for name, at := range r.at {
 		subs[name] = w.listen("events-"+name+".log", "-V 5 -h "+at+" -p 1883 -u token -P "+token+" -F '%t %p' -t 'rg/v1/workspaces/+/events/#'")
-		presence := "mosquitto_sub -V 5 -h " + at + " -p 1883 -u token -P " + token + " -W 10 -C 1 -F '%t %r' -t rg/v1/hosts/+/presence"
+		presence := "mosquitto_sub -V 5 -h " + at + " -p 1883 -u token -P " + token + " -W 30 -C 1 -F '%t %r' -t rg/v1/hosts/+/presence"
 		if out := w.in("client", presence); !strings.HasSuffix(out, "/presence 1") {
 			t.Errorf("presence is not retained at %s: %q", name, out)
 		}
@@ -339,7 +339,7 @@ func replicasKilled(t *testing.T, r *replicas) {
 // obeyed has the host run something.
 func (r *replicas) obeyed() {
 	r.w.t.Helper()
-	r.w.in("client", "timeout 30 remotegpu env create two --image "+busyboxImage+" && timeout 30 remotegpu env rm two")
+	r.w.in("client", "timeout 90 remotegpu env create two --image "+busyboxImage+" && timeout 90 remotegpu env rm two")
 }
 
 // replicaStopped stops the server that has the host in the orderly way.

@@ -39,7 +39,7 @@ printf "#!/bin/sh\necho; env\n" >/www/cgi-bin/headers; $B chmod 755 /www/cgi-bin
 	options := "-F none -i " + dir + "/id -o Port=2222 -o IdentitiesOnly=yes -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o ConnectTimeout=10"
 	return &person{p.w, "export REMOTEGPU_CONFIG=" + config + "; PASSWORD='" + password + "'; EMAIL=" + email + "; DIR=" + dir + "; OWN=" + workspace + "; TOKEN=$(cat " + dir + "/token); GW=" + srvAddr + "; O='" + options + "'; URL=" + p.url +
 		"\napi() { curl -sk -m 10 --path-as-is -H \"Authorization: Bearer $TOKEN\" -H 'Content-Type: application/json' -w '\\nstatus %{http_code}' \"$@\"; }" +
-		"\nupgrade() { api --http1.1 -m 3 -H 'Connection: Upgrade' -H 'Upgrade: websocket' -H 'Sec-WebSocket-Version: 13' -H 'Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==' \"$@\" | tr -d '\\000'; }\n"}
+		"\nupgrade() { api --http1.1 -m 5 -H 'Connection: Upgrade' -H 'Upgrade: websocket' -H 'Sec-WebSocket-Version: 13' -H 'Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==' \"$@\" | tr -d '\\000'; }\n"}
 }
 
 // does runs a shell line as this person; vars are more settings.
@@ -240,7 +240,7 @@ func onlyInside(t *testing.T, m *machine, vic, eve *person, vars string) {
 	}
 	var all sync.WaitGroup
 	for _, way := range ways {
-		if out, _ := eve.does(vars, strings.NewReplacer("ADDRESS", "127.0.0.1:8000", "-m 30", "-m 3").Replace(way.line)); !strings.Contains(out, way.shows) {
+		if out, _ := eve.does(vars, strings.NewReplacer("ADDRESS", "127.0.0.1:8000", "-m 30", "-m 5").Replace(way.line)); !strings.Contains(out, way.shows) {
 			t.Errorf("%s does not reach what is inside: %q", way.name, out)
 		}
 		for _, c := range own { // what is dropped takes its time
@@ -338,12 +338,13 @@ func headers(t *testing.T, eve *person, vars string) {
 // helperSocket asks the environment's first process for a session as only the
 // agent may. It hangs up, and says so in the log.
 func helperSocket(t *testing.T, eve *person, vars string) {
-	out, _ := eve.does(vars, "rm -f $DIR/s; timeout 8 ssh $O -N -L $DIR/s:/.remotegpu/run/session.sock mine.lair@$GW & P=$!; for i in 1 2 3 4 5 6 7 8 9 10; do test -S $DIR/s && break; sleep 0.3; done; "+
+	out, _ := eve.does(vars, "rm -f $DIR/s; timeout 60 ssh $O -N -L $DIR/s:/.remotegpu/run/session.sock mine.lair@$GW & P=$!; for i in $(seq 100); do test -S $DIR/s && break; sleep 0.3; done; "+
 		"test -S $DIR/s && echo listens; curl -sS -m 5 --unix-socket $DIR/s http://x/ 2>&1; kill $P; wait")
 	if !strings.Contains(out, "listens") || !strings.Contains(out, "curl: (") {
 		t.Errorf("the socket: %q", out)
 	}
-	if out, _ := eve.does(vars, "remotegpu env logs mine"); !strings.Contains(out, "asked for a session") {
-		t.Errorf("the helper does not say that it refused: %q", out)
-	}
+	eventually(t, 10*time.Second, "the helper says that it refused", func() (string, bool) {
+		out, _ := eve.does(vars, "remotegpu env logs mine")
+		return out, strings.Contains(out, "asked for a session")
+	})
 }
