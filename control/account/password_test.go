@@ -101,7 +101,7 @@ func TestLoginWhileThePasswordChanges(t *testing.T) {
 		late <- insertSession(ctx, s.pool, []byte("hash"), c.ID, old)
 	}()
 	for waits := false; !waits; time.Sleep(time.Millisecond) {
-		if err := s.pool.QueryRow(ctx, "select exists (select from pg_locks where not granted)").Scan(&waits); err != nil {
+		if err := s.pool.QueryRow(ctx, "select exists (select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock')").Scan(&waits); err != nil {
 			t.Fatal(err)
 		}
 	}
