@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -211,7 +212,7 @@ func TestOffline(t *testing.T) {
 	if code != 255 || !strings.Contains(stderr, "The host of environment box is offline") {
 		t.Errorf("exit %d, %q", code, stderr)
 	}
-	if took := time.Since(started); took > 5*time.Second {
+	if took := time.Since(started); took > 10*time.Second { // who asks the host waits for 15
 		t.Errorf("said after %v", took)
 	}
 }
@@ -227,7 +228,7 @@ func TestAccessIsInTheAuditLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	var began, secrets, ended int
-	for deadline := time.Now().Add(10 * time.Second); ended == 0 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(30 * time.Second); ended == 0 && time.Now().Before(deadline); {
 		err = w.pool.QueryRow(t.Context(), `select count(*) filter (where detail ? 'via'), count(*) filter (where detail::text like '%secret%'),
 				count(*) filter (where (detail->>'bytes_in')::int > 0 and (detail->>'bytes_out')::int > 0 and detail ? 'ended_after_s')
 			from audit_entries where action = $1 and target = 'env_box' and actor = 'usr_a'`, string(auth.EnvironmentAccess)).Scan(&began, &secrets, &ended)
@@ -276,18 +277,22 @@ func TestWebSocket(t *testing.T) {
 // longer, and nobody else waits for them.
 func TestHostileClients(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, func(s *Service) { s.handshake = 500 * time.Millisecond })
+	w := newWorld(t, func(s *Service) { s.handshake = 5 * time.Second }) // enough for who is let in
+	var all sync.WaitGroup
+	defer all.Wait()
 	for _, greeting := range []string{"", "SSH-2.0-x", "SSH-2.0-x\r\n\x00\x00\xff\xff\xff", "GET / HTTP/1.1\r\n\r\n", strings.Repeat("x", 1<<16), "SSH-1.5-old\r\n"} {
 		conn, err := net.Dial("tcp", w.addr)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close()
-		_, _ = io.WriteString(conn, greeting) // it may be cut off before the end
-		conn.SetReadDeadline(time.Now().Add(10 * time.Second))
-		if _, err := io.Copy(io.Discard, conn); errors.Is(err, errTimeout(err)) {
-			t.Errorf("%.20q is kept", greeting)
-		}
+		all.Go(func() {
+			defer conn.Close()
+			_, _ = io.WriteString(conn, greeting) // it may be cut off before the end
+			conn.SetReadDeadline(time.Now().Add(30 * time.Second))
+			if _, err := io.Copy(io.Discard, conn); errors.Is(err, errTimeout(err)) {
+				t.Errorf("%.20q is kept", greeting)
+			}
+		})
 	}
 	w.mustClient("box")
 }

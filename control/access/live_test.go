@@ -44,10 +44,10 @@ func TestAccessEndsWithItsRights(t *testing.T) {
 		if err == nil {
 			t.Error("the session ends as if it were done")
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("the session goes on")
 	}
-	for deadline := time.Now().Add(10 * time.Second); held.Attached(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); held.Attached(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the terminal goes on")
 		}

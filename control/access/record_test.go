@@ -48,7 +48,7 @@ func recordAll(w *world, dir string) *recording.Service {
 // recordings waits until there are n whole ones.
 func recordings(w *world, s *recording.Service, n int) (casts []string) {
 	w.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		all, err := s.List(w.t.Context(), auth.System("test"), wsID, "")
 		if err != nil {
 			w.t.Fatal(err)
@@ -294,7 +294,7 @@ func TestNothingIsKeptOfNothing(t *testing.T) {
 	recordAll(w, dir)
 	none := func(what string) {
 		t.Helper()
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 			var rows int
 			if err := w.pool.QueryRow(t.Context(), "select count(*) from recordings").Scan(&rows); err != nil {
 				t.Fatal(err)
