@@ -19,24 +19,28 @@ type SFTP struct {
 	asked map[uint32][]request // by the client, without an answer yet: first asked, first answered
 	files map[string]*file     // open, by handle
 	kept  int                  // size of asked and files
+	stray *moved               // by handles of no file that is known here
 	up    packets              // from the client
 	down  packets              // from the server
 }
 
 type request struct {
-	kind   byte
-	line   string // told when it is granted; of an open, the path
-	handle string
-	write  bool
-	got    uint64 // of an open: what came before its handle
+	kind  byte
+	line  string // told when it is granted; of an open, the path
+	of    *moved // of a read: what it counts for
+	write bool
+	got   uint64 // of an open: what came before its handle
 }
 
-func (r request) size() int { return entrySize + len(r.line) + len(r.handle) }
+func (r request) size() int { return entrySize + len(r.line) }
+
+// moved is how many bytes the client has read and written.
+type moved struct{ got, sent uint64 }
 
 type file struct {
-	path      string
-	write     bool
-	got, sent uint64 // bytes that the client has read and written
+	path  string
+	write bool
+	*moved
 }
 
 func (f *file) size(handle string) int { return entrySize + len(f.path) + len(handle) }
@@ -71,7 +75,7 @@ const (
 // NewSFTP returns a listener that calls tell with every line, without a line
 // end.
 func NewSFTP(tell func(line string)) *SFTP {
-	return &SFTP{tell: tell, asked: map[uint32][]request{}, files: map[string]*file{}}
+	return &SFTP{tell: tell, asked: map[uint32][]request{}, files: map[string]*file{}, stray: &moved{}}
 }
 
 // FromClient takes the next bytes of the client.
@@ -99,6 +103,9 @@ func (s *SFTP) Close() {
 		for _, r := range same {
 			s.unfollowed(r, ": no answer")
 		}
+	}
+	if n := s.stray; n.got > 0 || n.sent > 0 {
+		s.tell(fmt.Sprintf("of files that nobody was seen to open: %d bytes read, %d written", n.got, n.sent))
 	}
 	clear(s.files)
 	clear(s.asked)
@@ -132,10 +139,10 @@ func (s *SFTP) ask(head []byte) {
 			r.line = f.line()
 		}
 	case sftpRead:
-		r.handle = p.text()
+		r.of = s.of(p.text())
 	case sftpWrite, ahead.TypeQuietWrite:
-		if f := s.files[p.text()]; f != nil && len(p.rest) >= 12 {
-			f.sent += uint64(binary.BigEndian.Uint32(p.rest[8:]))
+		if n := s.of(p.text()); len(p.rest) >= 12 {
+			n.sent += uint64(binary.BigEndian.Uint32(p.rest[8:]))
 		}
 		if head[0] == ahead.TypeQuietWrite {
 			return
@@ -153,8 +160,8 @@ func (s *SFTP) ask(head []byte) {
 	case sftpExtended:
 		r.line = extended(p.text(), &p)
 	}
-	if p.short || len(r.handle) > maxHandle {
-		r = request{kind: head[0]}
+	if p.short {
+		r = request{kind: head[0], of: s.stray}
 	}
 	s.keep(id, r)
 }
@@ -208,7 +215,7 @@ func (r request) verb() string {
 
 // open follows a file until it is shut.
 func (s *SFTP) open(handle string, r request) {
-	f := &file{path: r.line, write: r.write, got: r.got}
+	f := &file{r.line, r.write, &moved{got: r.got}}
 	s.shut(handle, ", not closed")
 	if len(handle) > maxHandle || s.kept+f.size(handle) > maxKept {
 		s.unfollowed(r, tooMuch)
@@ -216,6 +223,14 @@ func (s *SFTP) open(handle string, r request) {
 	}
 	s.files[handle] = f
 	s.kept += f.size(handle)
+}
+
+// of returns what bytes by a handle count for.
+func (s *SFTP) of(handle string) *moved {
+	if f := s.files[handle]; f != nil {
+		return f.moved
+	}
+	return s.stray
 }
 
 func (s *SFTP) shut(handle, how string) {
@@ -274,8 +289,8 @@ func (s *SFTP) answer(head []byte) {
 			s.open(handle, r)
 		}
 	case r.kind == sftpRead:
-		if f := s.files[r.handle]; f != nil && head[0] == sftpData {
-			f.got += uint64(p.u32())
+		if head[0] == sftpData {
+			r.of.got += uint64(p.u32())
 		}
 	case head[0] != sftpStatus: // of one that is told of it is none
 		s.unfollowed(r, ": no answer")

@@ -142,6 +142,25 @@ put "elsewhere", 2 bytes: refused`
 	s.check(t)
 }
 
+// TestSFTPHandlesNobodyGave: the host knows a file that was opened ahead by a second
+// name, which nobody has said but which can be guessed.
+func TestSFTPHandlesNobodyGave(t *testing.T) {
+	t.Parallel()
+	var lines []string
+	s := NewSFTP(func(line string) { lines = append(lines, line) })
+	whole := func(p []byte) []byte { binary.BigEndian.PutUint32(p, uint32(len(p)-4)); return p }
+	s.FromClient(whole(append(sftpPacket(ahead.TypeQuietOpen, 1, "ahead-1", "secret"), 0, 0, 0, 26, 0, 0, 0, 0)))
+	s.FromClient(whole(append(sftpPacket(sftpWrite, 2, "1"), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 'n', 'e', 'w')))
+	s.FromServer(whole(append(sftpPacket(sftpStatus, 2), 0, 0, 0, 0)))
+	s.FromClient(sftpPacket(sftpClose, 3, "ahead-1"))
+	s.FromServer(whole(append(sftpPacket(sftpStatus, 3), 0, 0, 0, 0)))
+	s.Close()
+	if got, want := strings.Join(lines, "\n"), "put \"secret\", 0 bytes\nof files that nobody was seen to open: 0 bytes read, 3 written"; got != want {
+		t.Errorf("told:\n%s\nwant:\n%s", got, want)
+	}
+	s.check(t)
+}
+
 // TestSFTPSameID: an id that a client uses twice hides nothing.
 func TestSFTPSameID(t *testing.T) {
 	t.Parallel()
