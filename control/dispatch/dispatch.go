@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/time/rate"
 
 	"github.com/remotegpu/remotegpu/control/pg"
 	"github.com/remotegpu/remotegpu/protocol"
@@ -59,11 +60,12 @@ type Service struct {
 	single    chan struct{} // one for each that has a connection to itself
 
 	repeats []time.Duration // waits between publishing a document again
+	garbage rate.Sometimes  // is told of
 }
 
 // New returns the dispatcher.
 func New(pool *pg.Pool, cfg Config, log *slog.Logger) *Service {
-	s := &Service{pool: pool, cfg: cfg, log: log, repeats: repeats}
+	s := &Service{pool: pool, cfg: cfg, log: log, repeats: repeats, garbage: rate.Sometimes{Interval: time.Minute}}
 	s.lanes.init(s)
 	s.reports = pg.NewGroup(maxTogether, s.keep)
 	s.documents = pg.NewGroup(maxTogether, s.compile)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -237,6 +238,20 @@ func TestLargeDocument(t *testing.T) {
 		if b, err := w.svc.Document(t.Context(), c.caller, c.generation); len(b) != 0 || errs.KindOf(err) != c.kind {
 			t.Errorf("%s: %d bytes, %v", c.name, len(b), err)
 		}
+	}
+}
+
+// TestGarbageIsTold: a host whose statuses cannot be read goes offline, and somebody
+// has to find out why; one that sends nothing else must not fill the log.
+func TestGarbageIsTold(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	svc := New(nil, Config{}, slog.New(slog.NewTextHandler(&log, nil)))
+	for range 100 {
+		svc.Status("host_a", []byte("garbage"))
+	}
+	if n := strings.Count(log.String(), "host=host_a"); n != 1 {
+		t.Errorf("%d lines tell of it, want 1: %.500s", n, log.String())
 	}
 }
 

@@ -47,7 +47,9 @@ func (s *Service) Presence(host string, payload []byte) {
 func (s *Service) decode(host string, payload []byte, v any) bool {
 	err := protocol.Unmarshal(payload, v)
 	if err != nil {
-		s.log.Debug("host sent what does not decode", "host", host, "err", err)
+		s.garbage.Do(func() {
+			s.log.Warn("host says what cannot be read; it is dropped: upgrade or examine its agent", "host", host, "err", err)
+		})
 	}
 	return err == nil
 }
