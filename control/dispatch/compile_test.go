@@ -28,7 +28,7 @@ func TestADocumentThatWasMissed(t *testing.T) {
 	w.settle()
 	w.loss.Store(true)
 	w.touch()
-	for end := time.Now().Add(10 * time.Second); w.row().Dirty; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); w.row().Dirty; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("no document is made of the change")
 		}
@@ -43,7 +43,7 @@ func TestADocumentThatWasMissed(t *testing.T) {
 // missed waits until the host is to get its document when it is heard again.
 func (w *world) missed() {
 	w.t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 		w.svc.lanes.mu.Lock()
 		missed := w.svc.lanes.all[w.host].missed
 		w.svc.lanes.mu.Unlock()
@@ -65,7 +65,7 @@ func TestALostCommit(t *testing.T) {
 	w.settle()
 	w.loss.Store(true) // the host may have got it, or not
 	w.touch()
-	for end := time.Now().Add(10 * time.Second); w.row().Dirty; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); w.row().Dirty; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("no document is made")
 		}

@@ -46,7 +46,7 @@ func TestNothingNewIsNotSent(t *testing.T) {
 		before := w.hellos.Load()
 		w.hello()
 		for w.hellos.Load() == before {
-			runtime.Gosched()
+			time.Sleep(time.Millisecond)
 		}
 		w.status()
 	}
@@ -273,7 +273,6 @@ func TestGarbage(t *testing.T) {
 
 // TestFlood: of a flood only the newest waits, and other hosts get their turn.
 func TestFlood(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.broken.Store(true) // nothing is done
 	var before, after runtime.MemStats
@@ -315,8 +314,8 @@ func TestALiarPaysItself(t *testing.T) {
 	w.hello()
 	w.settle()
 	lie := protocol.Status{Version: protocol.Version, Epoch: 1, Events: make([]protocol.Event, protocol.MaxEvents)}
-	start := time.Now()
-	for seq := uint64(1); time.Since(start) < 3*time.Second; seq++ {
+	start, worked := time.Now(), w.statuses.Load()
+	for seq := uint64(1); time.Since(start) < 3*time.Second || w.events.Load() < eventBurst && time.Since(start) < 30*time.Second; seq++ {
 		lie.Seq = seq
 		for i := range lie.Events {
 			lie.Events[i] = protocol.Event{Seq: seq*protocol.MaxEvents + uint64(i), Severity: protocol.SeveritySecurity, Message: "wolf"}
@@ -324,11 +323,12 @@ func TestALiarPaysItself(t *testing.T) {
 		w.send(w.svc.Status, lie)
 		time.Sleep(time.Millisecond)
 	}
-	most := int64(eventBurst + eventRate*time.Since(start).Seconds() + 1)
-	if n := w.events.Load(); n < eventBurst || n > most {
+	n := w.events.Load() // before it is said how many these may be
+	if most := int64(eventBurst + eventRate*time.Since(start).Seconds() + 1); n < eventBurst || n > most {
 		t.Errorf("%d events were kept, want %d to %d", n, eventBurst, most)
 	}
-	if n, most := w.statuses.Load(), int64(workBurst+workRate*time.Since(start).Seconds()+1); n > most {
+	n = w.statuses.Load() - worked
+	if most := int64(workBurst + workRate*time.Since(start).Seconds() + 1); n > most {
 		t.Errorf("%d statuses were worked on, want at most %d", n, most)
 	}
 }
@@ -356,7 +356,7 @@ func TestWhatTheDatabaseNeverTakes(t *testing.T) {
 	}
 	before := w.statuses.Load()
 	w.send(w.svc.Status, protocol.Status{Version: protocol.Version, Epoch: 1, Seq: 2})
-	for end := time.Now().Add(10 * time.Second); w.statuses.Load() == before; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); w.statuses.Load() == before; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the next status is not taken")
 		}
@@ -401,7 +401,7 @@ func TestHeartbeats(t *testing.T) {
 		w.mu.Unlock()
 		s.change(&st)
 		w.send(w.svc.Status, st)
-		for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 			w.mu.Lock()
 			acked := w.agent.acked >= seq
 			w.mu.Unlock()
@@ -482,7 +482,7 @@ func TestCatchUp(t *testing.T) {
 	w.start()
 	w.connected.Store(true)
 	w.svc.CatchUp(t.Context())
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		w.mu.Lock()
 		wish := w.agent.wish
 		w.mu.Unlock()

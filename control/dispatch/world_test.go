@@ -327,7 +327,7 @@ func (w *world) settled() bool {
 // idle waits until nothing is done for the host.
 func (w *world) idle() {
 	w.t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 		w.svc.lanes.mu.Lock()
 		ln := w.svc.lanes.all[w.host]
 		idle := ln == nil || !ln.busy && !ln.queued && ln.todo.empty()
