@@ -37,7 +37,7 @@ func TestAuditVerify(t *testing.T) {
 		return r, out, code
 	}
 	var r result
-	for deadline := time.Now().Add(20 * time.Second); r.Entries < 4; time.Sleep(100 * time.Millisecond) { // sealed within seconds
+	for deadline := time.Now().Add(time.Minute); r.Entries < 4; time.Sleep(100 * time.Millisecond) { // sealed within seconds
 		var out string
 		var code int
 		if r, out, code = verify(); code != 0 || time.Now().After(deadline) {

@@ -7,12 +7,14 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,9 +49,13 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
+var addresses atomic.Int32
+
+// freeAddress is one where nobody listens, nor will: no other process of tests, and
+// nothing that wants any port, has this address.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 1+os.Getpid()>>8&127, os.Getpid()&255, 1+addresses.Add(1)%250))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +67,7 @@ func freeAddress(t *testing.T) string {
 func (w *world) logIn(listen, file string) {
 	w.t.Helper()
 	var conn *tls.Conn
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		var err error
 		if conn, err = tls.Dial("tcp", listen, &tls.Config{InsecureSkipVerify: true}); err == nil {
 			break
@@ -144,7 +150,7 @@ func TestSSHConfig(t *testing.T) {
 			t.Errorf("%s should be %s: %s %v", host, want, out, err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	if out, _ := w.runCtx(ctx, "ssh-proxy", "--end-to-end", "train.rg"); !strings.Contains(out, "ssh-config --install") {
 		t.Errorf("an older configuration: %s", out)
@@ -188,10 +194,10 @@ func TestOtherWorkspace(t *testing.T) {
 		{"env restart box.lab --wait=false", 0, "Environment box"},
 		{"env rm box.lab", 0, "is deleted"},
 	} {
-		ctx, cancel := context.WithTimeoutCause(t.Context(), 2*time.Second, errors.New("enough"))
+		ctx, cancel := context.WithTimeoutCause(t.Context(), 5*time.Second, errors.New("enough"))
 		if strings.HasPrefix(c.line, "env") {
 			cancel()
-			ctx, cancel = context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
 		}
 		out, code := w.runCtx(ctx, strings.Fields(c.line)...)
 		cancel()

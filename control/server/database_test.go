@@ -23,9 +23,9 @@ func TestAServerWaitsForItsDatabase(t *testing.T) {
 		t.Fatal(err)
 	}
 	later := filepath.Join(t.TempDir(), "pg")
+	start := time.Now()
 	time.AfterFunc(1500*time.Millisecond, func() { os.Symlink(cfg.Host, later) })
 	s := &Server{cfg: Config{DataDir: t.TempDir(), DatabaseURL: strings.Replace(url, cfg.Host, later, 1)}, log: slog.New(slog.DiscardHandler)}
-	start := time.Now()
 	if err := s.openDatabase(t.Context()); err != nil {
 		t.Fatal(err)
 	}

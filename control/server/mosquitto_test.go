@@ -17,23 +17,18 @@ import (
 )
 
 // limited starts the real mosquitto with the limits that we write for it, those of
-// memory a hundredth, and lets everybody in. It returns its process and the port
-// of hosts.
-func limited(t *testing.T) (process *os.Process, port string) {
+// memory a hundredth, and lets everybody in. It returns its process and the
+// address of hosts.
+func limited(t *testing.T) (process *os.Process, address string) {
 	t.Helper()
 	access := regexp.MustCompile(`(?m)^(certfile|keyfile|cafile|require_|use_|acl_file|password_file|allow_).*`)
 	conf := regexp.MustCompile(`\d{8,}`).ReplaceAllStringFunc(mosquittoConf, func(n string) string { return n[:len(n)-2] })
 	conf = regexp.MustCompile(`listener \d+`).ReplaceAllStringFunc(access.ReplaceAllString(conf, ""), func(line string) string {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close() // its port is free then
-		_, free, _ := net.SplitHostPort(l.Addr().String())
+		host, free, _ := net.SplitHostPort(freeAddress(t))
 		if line == "listener 8883" {
-			port = free
+			address = net.JoinHostPort(host, free)
 		}
-		return "listener " + free + " 127.0.0.1\nallow_anonymous true"
+		return "listener " + free + " " + host + "\nallow_anonymous true"
 	})
 	file := filepath.Join(t.TempDir(), "conf")
 	if err := os.WriteFile(file, []byte(conf+"\nuser root\n"), 0o600); err != nil {
@@ -44,10 +39,10 @@ func limited(t *testing.T) (process *os.Process, port string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if c, err := net.Dial("tcp", "127.0.0.1:"+port); err == nil {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if c, err := net.Dial("tcp", address); err == nil {
 			c.Close()
-			return cmd.Process, port
+			return cmd.Process, address
 		} else if time.Now().After(end) {
 			t.Fatal(err)
 		}
@@ -58,9 +53,10 @@ func limited(t *testing.T) (process *os.Process, port string) {
 // may be, large or small, keeps neither them nor other hosts out.
 func TestMosquittoIsNotFull(t *testing.T) {
 	t.Parallel()
-	process, port := limited(t)
+	process, address := limited(t)
+	host, port, _ := net.SplitHostPort(address)
 	client := func(in io.Reader, program string, args ...string) (string, error) {
-		cmd := exec.CommandContext(t.Context(), "timeout", append([]string{"8", program, "-V", "5", "-p", port, "-q", "1"}, args...)...)
+		cmd := exec.CommandContext(t.Context(), "timeout", append([]string{"30", program, "-V", "5", "-h", host, "-p", port, "-q", "1"}, args...)...)
 		cmd.Stdin = in
 		out, err := cmd.CombinedOutput()
 		return string(out), err
@@ -104,8 +100,8 @@ func resident(t *testing.T, p *os.Process) int {
 // never completes, which the broker would keep.
 func TestMosquittoHoldsNothingHalf(t *testing.T) {
 	t.Parallel()
-	process, port := limited(t)
-	c, err := net.Dial("tcp", "127.0.0.1:"+port)
+	process, address := limited(t)
+	c, err := net.Dial("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}

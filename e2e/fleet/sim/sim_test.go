@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -58,17 +59,23 @@ func (l *lines) String() string {
 	return l.text.String()
 }
 
+var addresses atomic.Int32
+
+// freeAddress is one where nobody listens, nor will: no other process of tests, and
+// nothing that wants any port, has this address.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 1+os.Getpid()>>8&127, os.Getpid()&255, 1+addresses.Add(1)%250))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
 func newPlane(t *testing.T) *plane {
 	t.Helper()
-	free := func() string {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		return l.Addr().String()
-	}
-	https := free()
+	https := freeAddress(t)
 	dir := t.TempDir()
 	said := new(lines)
 	log := slog.New(slog.NewTextHandler(io.MultiWriter(t.Output(), said), &slog.HandlerOptions{Level: slog.LevelWarn}))
@@ -96,14 +103,13 @@ func newPlane(t *testing.T) *plane {
 // authority waits for the server and returns who signed its certificate.
 func authority(t *testing.T, address string) []byte {
 	t.Helper()
-	for range 200 {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		c, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true}) // it is this test's own
 		if err == nil {
 			defer c.Close()
 			chain := c.ConnectionState().PeerCertificates
 			return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: chain[len(chain)-1].Raw})
 		}
-		time.Sleep(20 * time.Millisecond)
 	}
 	t.Fatal("the server does not listen")
 	return nil
