@@ -254,7 +254,7 @@ func (c *chaos) upToDate() {
 		stale += len(all)
 		return nil
 	})
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(time.Minute); ; {
 		stale = 0
 		if err := fresh.Turn(c.t.Context()); err != nil {
 			c.t.Error(err)

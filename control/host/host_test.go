@@ -114,7 +114,7 @@ func TestSilence(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	w.exec("update hosts set last_seen = now() - interval '59 seconds' where id = $1", m.id)
+	w.exec("update hosts set last_seen = now() - interval '50 seconds' where id = $1", m.id)
 	w.exec("update hosts set last_seen = now() - interval '61 seconds' where id = $1", quiet.id)
 	changed := make(chan string, 10)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -58,7 +58,7 @@ func TestListenManyHandsOverTogether(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	time.Sleep(200 * time.Millisecond) // until they are there
+	time.Sleep(time.Second) // until they are there
 	goOn <- struct{}{}
 	if second := <-turns; !slices.Equal(second, []string{"a", "b", "c"}) {
 		t.Errorf("then %q", second)
@@ -82,8 +82,8 @@ func TestListenComesBack(t *testing.T) {
 		if p != "" {
 			t.Errorf("after the cut heard %q, want the empty payload", p)
 		}
-	case <-time.After(10 * time.Second):
-		t.Error("heard nothing within 10 s of the cut")
+	case <-time.After(60 * time.Second):
+		t.Error("heard nothing within a minute of the cut")
 	}
 }
 
@@ -133,7 +133,7 @@ func TestPrivateComesBackAfterKill(t *testing.T) {
 	if err := syscall.Kill(first.Pid(), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for {
 		_, err := pool.Exec(t.Context(), "select 1")
 		if err == nil {
@@ -173,7 +173,7 @@ func TestPrivateAfterOneThatNobodyReaps(t *testing.T) {
 	}
 	defer left.Wait()
 	pool, err := pg.Open(t.Context(), first.URL())
-	for deadline := time.Now().Add(30 * time.Second); err != nil; pool, err = pg.Open(t.Context(), first.URL()) {
+	for deadline := time.Now().Add(60 * time.Second); err != nil; pool, err = pg.Open(t.Context(), first.URL()) {
 		if time.Now().After(deadline) {
 			t.Fatal(err)
 		}

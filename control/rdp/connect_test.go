@@ -70,7 +70,7 @@ func newWorld(t *testing.T, clipboard string) *world {
 		t.Fatal(err)
 	}
 	w.Service = New(pool, Config{Access: acc, Clipboard: clipboard, Now: w.user, Environment: w.environment, Host: w.host}, log)
-	w.patience = time.Second
+	w.patience = 5 * time.Second // for who does nothing, and enough for who does
 	api := web.New("test", log)
 	w.Routes(api)
 	acc.Routes(api)
@@ -403,7 +403,7 @@ func TestDesktopEndsWithItsRights(t *testing.T) {
 				if err == nil {
 					t.Error("bytes came after the end")
 				}
-			case <-time.After(10 * time.Second):
+			case <-time.After(30 * time.Second):
 				t.Error("the desktop goes on")
 			}
 		})

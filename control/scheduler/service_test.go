@@ -202,7 +202,7 @@ func TestManyDecideApart(t *testing.T) {
 	}
 	until := func(want int) {
 		t.Helper()
-		for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 			n, followed := free()
 			if n == want && followed {
 				return
@@ -319,7 +319,7 @@ func TestWaitingIsServedByNotification(t *testing.T) {
 			if got != want {
 				t.Errorf("%s: placed on %s, want %s", what, got, want)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(30 * time.Second):
 			t.Fatalf("%s: not served", what)
 		}
 	}
