@@ -331,13 +331,22 @@ func TestHostLost(t *testing.T) {
 	if err := w.followHosts(ctx, []string{h}); err != nil {
 		t.Fatal(err)
 	}
-	if e := w.wantPhase("box", protocol.PhaseFailed, "gpu-1 was retired"); len(e.GPUs) != 0 {
+	e := w.wantPhase("box", protocol.PhaseFailed, "gpu-1 was retired")
+	if len(e.GPUs) != 0 {
 		t.Errorf("still has %v", e.GPUs)
+	}
+	// At a broker beside the server it stays connected: nobody believes it any more.
+	w.report(h, e.Generation+1, []protocol.WorkloadStatus{{ID: e.ID, Revision: 1, Phase: protocol.PhaseRunning, Pid: 1}},
+		protocol.Event{Seq: 1000, At: 1, Reason: "Lie", Message: "it goes on", Workload: e.ID})
+	w.wantPhase("box", protocol.PhaseFailed, "gpu-1 was retired")
+	var lies int
+	if err := w.pool.QueryRow(ctx, "select count(*) from environment_events where reason = 'Lie'").Scan(&lies); err != nil || lies > 0 {
+		t.Errorf("%d of its events are kept, %v", lies, err)
 	}
 	_, err := w.Get(ctx, w.user, "lab", "doomed")
 	wantError(t, err, errs.NotFound, "")
 	w.host("gpu-2", 2)
-	e := w.must(w.Start(ctx, w.user, "lab", "box"))
+	e = w.must(w.Start(ctx, w.user, "lab", "box"))
 	if e.HostName != "gpu-2" || len(e.GPUs) != 2 {
 		t.Errorf("started anew on %q with %v", e.HostName, e.GPUs)
 	}

@@ -253,7 +253,8 @@ func (d document) carries(noted uint64) uint64 {
 }
 
 // claim notes hosts' reports and returns, for those that are newer than the
-// host's last one, the last of its events taken before.
+// host's last one, the last of its events taken before. A retired host may stay
+// connected at a broker beside the server, and is not believed.
 func claim(ctx context.Context, tx pg.Tx, said map[string]*protocol.Status) (map[string]uint64, error) {
 	hosts := slices.Sorted(maps.Keys(said))
 	epochs, seqs := make([]int64, len(hosts)), make([]int64, len(hosts))
@@ -261,7 +262,8 @@ func claim(ctx context.Context, tx pg.Tx, said map[string]*protocol.Status) (map
 		epochs[i], seqs[i] = int64(said[host].Epoch), int64(said[host].Seq)
 	}
 	rows, err := tx.Query(ctx, `insert into environment_reports as r (host_id, epoch, seq)
-		select * from unnest($1::text[], $2::bigint[], $3::bigint[]) n (id, epoch, seq) order by id
+		select n.id, n.epoch, n.seq from unnest($1::text[], $2::bigint[], $3::bigint[]) n (id, epoch, seq)
+		join hosts h on h.id = n.id and h.state <> 'retired' order by n.id
 		on conflict (host_id) do update set epoch = excluded.epoch, seq = excluded.seq
 		where (r.epoch, r.seq) < (excluded.epoch, excluded.seq) returning host_id, event_seq`, hosts, epochs, seqs)
 	if err != nil {

@@ -207,6 +207,17 @@ func TestEventsOnce(t *testing.T) {
 	if later, err := w.Events(t.Context(), admin, "box", all[len(all)-1].ID); err != nil || len(later) != 0 {
 		t.Errorf("after the last: %v, %v", later, err)
 	}
+	if _, err := w.Move(t.Context(), admin, "box", "retire"); err != nil { // it may be connected to a broker beside the server still
+		t.Fatal(err)
+	}
+	before := w.count("select count(*) from host_events") + w.count("select count(*) from audit_entries")
+	attack.Seq++
+	if err := w.report(m.id, protocol.Status{Version: protocol.Version, Epoch: 1, Seq: 9, Events: []protocol.Event{attack}}); err != nil {
+		t.Error(err)
+	}
+	if n := w.count("select count(*) from host_events") + w.count("select count(*) from audit_entries") - before; n != 0 {
+		t.Errorf("what a retired host says is kept: %d events and audit entries", n)
+	}
 }
 
 func TestUpdateAndList(t *testing.T) {

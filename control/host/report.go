@@ -168,7 +168,8 @@ type hostEvent struct {
 	*protocol.Event
 }
 
-// insertEvents keeps each of the agents' events once and returns the new ones.
+// insertEvents keeps each of the agents' events once and returns the new ones;
+// those of retired hosts it does not keep.
 func insertEvents(ctx context.Context, tx pg.Tx, said map[string]*protocol.Status) (fresh []hostEvent, err error) {
 	type key struct {
 		host string
@@ -190,7 +191,8 @@ func insertEvents(ctx context.Context, tx pg.Tx, said map[string]*protocol.Statu
 		return nil, nil
 	}
 	rows, err := tx.Query(ctx, `insert into host_events (host_id, seq, at, severity, reason, message, workload)
-		select * from unnest($1::text[], $2::bigint[], $3::timestamptz[], $4::text[], $5::text[], $6::text[], $7::text[])
+		select n.* from unnest($1::text[], $2::bigint[], $3::timestamptz[], $4::text[], $5::text[], $6::text[], $7::text[])
+			n (host, seq, at, severity, reason, message, workload) join hosts h on h.id = n.host and h.state <> 'retired'
 		on conflict (host_id, seq) do nothing returning host_id, seq`, hosts, seqs, at, severities, reasons, messages, workloads)
 	if err != nil {
 		return nil, err
