@@ -32,29 +32,27 @@ func (d *desktopPage) pasteInDesk() string {
 func (d *desktopPage) clipboards() {
 	d.t.Helper()
 	d.do("click", args{"x": 300, "y": 300}, nil)
-	fromHost := "from the desktop: 世界 ✓"
-	d.copyInDesk(fromHost)
-	eventually(d.t, 20*time.Second, "the desktop's clipboard is the page's", func() (string, bool) {
-		got := d.pasteInPage()
-		return got, got == fromHost
-	})
-	// What is copied in the moment in which the other side's comes may be lost
-	// between client and xrdp; people copy again.
-	copies := 0
-	eventually(d.t, 30*time.Second, "the page's clipboard is the desktop's", func() (string, bool) {
-		copies++
-		toHost := fmt.Sprintf("from the page: größer 世界 %d", copies)
-		d.copyInPage(toHost)
-		var got string
-		for began := time.Now(); time.Since(began) < 4*time.Second; {
-			if got = d.pasteInDesk(); got == toHost {
-				return got, true
-			}
+	d.arrives("the desktop's clipboard is the page's", "from the desktop: 世界 ✓", d.copyInDesk, d.pasteInPage)
+	d.arrives("the page's clipboard is the desktop's", "from the page: größer 世界", d.copyInPage, d.pasteInDesk)
+}
+
+// arrives copies a text at one side until it is at the other. What is copied in
+// the moment in which the other side's comes may be lost between client and xrdp;
+// people copy again.
+func (d *desktopPage) arrives(what, text string, copies func(string), paste func() string) {
+	d.t.Helper()
+	times := 0
+	eventually(d.t, 30*time.Second, what, func() (got string, ok bool) {
+		times++
+		sent := fmt.Sprint(text, " ", times)
+		copies(sent)
+		for began := time.Now(); got != sent && time.Since(began) < 4*time.Second; {
+			got = paste()
 		}
-		return got, false
+		return got, got == sent
 	})
-	if copies > 1 {
-		d.t.Logf("what was copied in the page came after %d copies", copies)
+	if times > 1 {
+		d.t.Logf("%s: after %d copies", what, times)
 	}
 }
 
@@ -73,26 +71,20 @@ func (d *desktopPage) policies() {
 		d.waitPage("return window.rdp.pixels().colours > 20")
 		d.do("click", args{"x": 300, "y": 300}, nil)
 		secret := "secret of the desktop " + c.policy
-		d.copyInDesk(secret)
 		if c.fromHost {
-			eventually(d.t, 20*time.Second, c.policy+": from the desktop", func() (string, bool) {
-				got := d.pasteInPage()
-				return got, got == secret
-			})
+			d.arrives(c.policy+": from the desktop", secret, d.copyInDesk, d.pasteInPage)
 		} else {
+			d.copyInDesk(secret)
 			time.Sleep(3 * time.Second) // what is allowed takes a tenth of that
 			if got := d.pasteInPage(); got != "nothing yet" {
 				d.t.Errorf("%s: the page has %q", c.policy, got)
 			}
 		}
 		secret = "secret of the page " + c.policy
-		d.copyInPage(secret)
 		if c.toHost {
-			eventually(d.t, 20*time.Second, c.policy+": from the page", func() (string, bool) {
-				got := d.pasteInDesk()
-				return got, got == secret
-			})
+			d.arrives(c.policy+": from the page", secret, d.copyInPage, d.pasteInDesk)
 		} else {
+			d.copyInPage(secret)
 			time.Sleep(3 * time.Second) // as above
 			if got := d.pasteInDesk(); strings.Contains(got, "secret of the page") {
 				d.t.Errorf("%s: the desktop has %q", c.policy, got)
