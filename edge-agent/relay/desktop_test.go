@@ -83,7 +83,7 @@ func TestDesktopOfASystemsClient(t *testing.T) {
 		if r.Code != "" || r.RDP != nil {
 			t.Fatalf("%+v", r)
 		}
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second)) // ends a test that waits for what does not come
+		_ = c.SetDeadline(time.Now().Add(30 * time.Second)) // ends a test that waits for what does not come
 		if _, err := c.Write([]byte("world")); err != nil {
 			t.Fatal(err)
 		}

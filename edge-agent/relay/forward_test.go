@@ -88,7 +88,7 @@ func TestDialOfDatagrams(t *testing.T) {
 	if r.Code != "" {
 		t.Fatal(r.Message)
 	}
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(30 * time.Second))
 	frames := protocol.NewFrameReader(c)
 	for _, want := range []string{"one datagram", "", "another"} {
 		if err := protocol.WriteFrame(c, protocol.FrameDatagram, []byte(want)); err != nil {
@@ -146,7 +146,7 @@ func TestListenAndAccept(t *testing.T) {
 
 func accepted(t *testing.T, l *net.UnixConn) string {
 	t.Helper()
-	l.SetDeadline(time.Now().Add(20 * time.Second))
+	l.SetDeadline(time.Now().Add(30 * time.Second))
 	var came protocol.Accepted
 	kind, payload, err := protocol.NewFrameReader(l).Next()
 	if err != nil || kind != protocol.FrameAccepted || protocol.Unmarshal(payload, &came) != nil {
@@ -156,7 +156,7 @@ func accepted(t *testing.T, l *net.UnixConn) string {
 }
 
 func listenerEnds(network, address string) error {
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		c, err := net.Dial(network, address)
 		if err != nil {
 			return nil

@@ -12,7 +12,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -62,7 +64,6 @@ func newShop(t *testing.T, args ...string) *shop {
 	write(t, filepath.Join(s.home, "known"), "@cert-authority * "+string(ssh.MarshalAuthorizedKey(signer.PublicKey())))
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	write(t, s.config, fmt.Sprintf("Host *\n HostName 127.0.0.1\n HostKeyAlias box\n Port %s\n User any\n StrictHostKeyChecking yes\n UserKnownHostsFile %s/known\n GlobalKnownHostsFile none\n LogLevel ERROR\n ControlPath %s/mux\n IdentityAgent none\n", port, s.home, s.home))
-	s.until("the box is up", func() bool { _, err := os.Stat(b.dir + "/w/" + workload + "/session.sock"); return err == nil })
 	return s
 }
 
@@ -115,16 +116,16 @@ func pair() (near, far *net.UnixConn, err error) {
 
 func (s *shop) until(what string, ok func() bool) {
 	s.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			s.t.Fatalf("%s: not within 20 s", what)
+			s.t.Fatalf("%s: not within 30 s", what)
 		}
 	}
 }
 
 // command is one of OpenSSH's, with our configuration.
 func (s *shop) command(name string, args ...string) *exec.Cmd {
-	ctx, cancel := context.WithTimeout(s.t.Context(), 15*time.Second)
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
 	s.t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, name, append([]string{"-F", s.config}, args...)...)
 	cmd.Env = append(os.Environ(), "HOME="+s.home)
@@ -166,16 +167,21 @@ func (s *shop) start(name string, args ...string) *bytes.Buffer {
 	return &out
 }
 
-// freePort is one that nobody listens on right now.
+var ports atomic.Int32
+
+// freePort is one that nobody listens on, nor will: the system gives those from
+// 32768 on to who wants any, and other processes of tests look elsewhere.
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		port := strconv.Itoa(10_000 + os.Getpid()%1_000*20 + int(ports.Add(1))%20)
+		if l, err := net.Listen("tcp", "127.0.0.1:"+port); err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
+	t.Fatal("no port is free")
+	return ""
 }
 
 // echo answers each connection with prefix and the line that came.
@@ -211,7 +217,7 @@ func ask(network, address string) string {
 	defer c.Close()
 	fmt.Fprint(c, "hello")
 	c.(interface{ CloseWrite() error }).CloseWrite()
-	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	c.SetReadDeadline(time.Now().Add(30 * time.Second))
 	b, _ := io.ReadAll(c)
 	return string(b)
 }
@@ -341,6 +347,7 @@ func TestSSHForwards(t *testing.T) {
 	s.start("ssh", "-M", "-N", "-o", "ExitOnForwardFailure=yes", "-L", l+":"+inside, "-L", u+":/tmp/inside.sock", "-D", d,
 		"-R", r+":"+outside, "-R", "/tmp/back.sock:"+s.home+"/outside.sock", "box")
 	s.until("-L listens", func() bool { return ask("tcp", "127.0.0.1:"+l) != "" })
+	s.until("-R listens", func() bool { return ask("tcp", "127.0.0.1:"+r) != "" && ask("unix", s.root("/tmp/back.sock")) != "" })
 	for what, c := range map[string]struct{ network, address, want string }{
 		"-L":             {"tcp", "127.0.0.1:" + l, "inside hello"},
 		"-L of a socket": {"tcp", "127.0.0.1:" + u, "socket hello"},
