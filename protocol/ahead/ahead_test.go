@@ -66,6 +66,18 @@ func newPair(t *testing.T, gateway bool) *pair {
 func newPairOf(t *testing.T, gateway, checks bool) *pair {
 	t.Helper()
 	p := &pair{}
+	near := p.lay(t, gateway, checks)
+	var err error
+	if p.Client, err = sftp.NewClientPipe(near, near, sftp.MaxPacket(32<<10)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Client.Close() })
+	return p
+}
+
+// lay returns the client's end of the line.
+func (p *pair) lay(t *testing.T, gateway, checks bool) net.Conn {
+	t.Helper()
 	near, nearFar := net.Pipe()
 	far, farNear := net.Pipe()
 	host := NewHost(far)
@@ -98,11 +110,8 @@ func newPairOf(t *testing.T, gateway, checks bool) *pair {
 	}
 	go pump(nearFar, 1000, fromClient, func() { _ = end(); farNear.Close() })
 	go pump(farNear, 700, func(b []byte) error { p.answers.Add(1); return fromHost(b) }, func() { nearFar.Close() })
-	if p.Client, err = sftp.NewClientPipe(near, near, sftp.MaxPacket(32<<10)); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.Client.Close() })
-	return p
+	t.Cleanup(func() { near.Close() })
+	return near
 }
 
 // TestFilesAreTheSame: what is written is there after the close, and what is
