@@ -15,6 +15,9 @@ const (
 	MaxWorkloads = 1024      // in one desired document
 	MaxLabel     = 256       // bytes, a name, label key or value
 	MaxText      = 4 << 10   // bytes, a message for a person
+
+	maxElements = 1 << 13 // of a list; the longest there is are the samples of a series
+	maxPairs    = 1 << 12 // of a map
 )
 
 var (
@@ -25,8 +28,8 @@ var (
 		TagsMd:           cbor.TagsForbidden,
 		UTF8:             cbor.UTF8RejectInvalid,
 		MaxNestedLevels:  16,
-		MaxArrayElements: 1 << 13, // the longest there is are the samples of a series
-		MaxMapPairs:      1 << 12,
+		MaxArrayElements: maxElements,
+		MaxMapPairs:      maxPairs,
 	}.DecMode())
 )
 

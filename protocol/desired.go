@@ -146,8 +146,11 @@ func (w *Workload) validate() error {
 	return nil
 }
 
-// checkProcess refuses what execve cannot pass on.
+// checkProcess refuses what execve cannot pass on, and more of it than is decoded.
 func checkProcess(command []string, env map[string]string) error {
+	if len(command) > maxElements || len(env) > maxPairs {
+		return fmt.Errorf("%d arguments and %d variables are over the limits of %d and %d", len(command), len(env), maxElements, maxPairs)
+	}
 	for _, arg := range command {
 		if strings.ContainsRune(arg, 0) {
 			return fmt.Errorf("command has a zero byte")

@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"math"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -55,6 +56,14 @@ func repeat[T any](n int, v T) []T {
 	return all
 }
 
+func variables(n int) map[string]string {
+	all := make(map[string]string, n)
+	for i := range n {
+		all["V"+strconv.Itoa(i)] = ""
+	}
+	return all
+}
+
 func TestDesiredLimits(t *testing.T) {
 	checkLimits(t, fullDesired, []change[Desired]{
 		{"version 0", func(d *Desired) { d.Version = 0 }, "upgrade the agent"},
@@ -92,6 +101,10 @@ func TestWorkloadLimits(t *testing.T) {
 		{"variable without name", w(func(w *Workload) { w.Env = map[string]string{"": "x"} }), "environment variable"},
 		{"variable with =", w(func(w *Workload) { w.Env = map[string]string{"A=B": "x"} }), "environment variable"},
 		{"zero byte in variable", w(func(w *Workload) { w.Env = map[string]string{"A": "\x00"} }), "environment variable"},
+		{"most variables", w(func(w *Workload) { w.Env = variables(maxPairs) }), ""},
+		{"too many variables", w(func(w *Workload) { w.Env = variables(maxPairs + 1) }), "variables"},
+		{"most arguments", w(func(w *Workload) { w.Command = make([]string, maxElements) }), ""},
+		{"too many arguments", w(func(w *Workload) { w.Command = make([]string, maxElements+1) }), "arguments"},
 		{"GPU twice", w(func(w *Workload) { w.GPUs = []string{"GPU-1", "GPU-1"} }), "stands twice"},
 		{"GPU without UUID", w(func(w *Workload) { w.GPUs = []string{""} }), "is empty"},
 		{"too many GPUs", w(func(w *Workload) { w.GPUs = repeat(maxGPUs+1, "GPU-1") }), "over the limit of 64"},

@@ -264,6 +264,17 @@ func TestWaitsAndIsServed(t *testing.T) {
 	}
 }
 
+// manyVariables are few bytes, but more than a host decodes: it would refuse its
+// whole document.
+func manyVariables() map[string]string {
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	all := map[string]string{}
+	for i := range 5000 {
+		all[string([]byte{letters[i%52], letters[i/52%52], letters[i/52/52]})] = ""
+	}
+	return all
+}
+
 func TestBadInput(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -286,6 +297,7 @@ func TestBadInput(t *testing.T) {
 		{"restart", Spec{Name: "x", Restart: "sometimes"}, errs.Invalid, "no restart policy"},
 		{"variable", Spec{Name: "x", Env: map[string]string{"A-B": "1"}}, errs.Invalid, "no name for a variable"},
 		{"large command", Spec{Name: "x", Command: []string{strings.Repeat("a", maxSpecBytes+1)}}, errs.Invalid, "over the limit"},
+		{"many variables", Spec{Name: "x", Env: manyVariables()}, errs.Invalid, "5000 variables"},
 		{"GPUs", Spec{Name: "x", Resources: Resources{GPUs: 2}}, errs.Invalid, "ask for at most 1"},
 		{"model", Spec{Name: "x", Resources: Resources{GPUs: 1, GPUModel: "B200"}}, errs.Invalid, "choose another model"},
 		{"memory", Spec{Name: "x", Resources: Resources{Memory: 1 << 50}}, errs.Invalid, "ask for less"},

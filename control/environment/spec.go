@@ -37,6 +37,7 @@ const StarterImage = controlRegistry + "library/starter:latest"
 const (
 	controlRegistry = "{control}/"
 	maxSpecBytes    = 16 << 10 // command and variables: the host's document must stay small
+	maxVariables    = 1024     // a host decodes no document in which somebody has 4096 and more
 	maxBytes        = 1 << 60  // no machine has more
 
 	// A host's document must not grow over protocol.MaxDocument, or its host would
@@ -83,6 +84,9 @@ func (s *Spec) check(ws, registry string) (err error) {
 }
 
 func (s *Spec) checkProcess() error {
+	if len(s.Env) > maxVariables {
+		return errs.Ef(errs.Invalid, "%d variables are over the limit of %d; put them in a file under /gemini/code.", len(s.Env), maxVariables)
+	}
 	total := 0
 	for _, arg := range s.Command {
 		if strings.ContainsRune(arg, 0) {
