@@ -1,6 +1,9 @@
 package protocol
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // Epoch counts an agent's connections: it grows with every CONNECT, over
 // restarts too (the agent keeps it on disk). Everything that a connection says
@@ -170,6 +173,30 @@ func (s *Status) Validate() error {
 		}
 	}
 	return s.Usage.validate()
+}
+
+// Fit makes of a status one that Validate takes, whatever programs and registries
+// had a say in: control hears nothing of a host whose status it refuses. Of more
+// workloads than there may be those go first that are on their way out, and what
+// is applied is not said, for what is missing would pass for removed.
+func (s *Status) Fit() {
+	for i := range s.Events {
+		s.Events[i].Message = Cut(s.Events[i].Message)
+	}
+	if len(s.Workloads) > 2*MaxWorkloads {
+		leaving := func(w WorkloadStatus) bool { return w.Phase == PhaseStopping }
+		staying := slices.DeleteFunc(slices.Clone(s.Workloads), leaving)
+		for _, w := range s.Workloads {
+			if leaving(w) {
+				staying = append(staying, w)
+			}
+		}
+		s.Workloads, s.Applied = staying[:2*MaxWorkloads], 0
+	}
+	for i := range s.Workloads {
+		w := &s.Workloads[i]
+		w.Message, w.Done, w.Total = Cut(w.Message), min(w.Done, maxCount), min(w.Total, maxCount)
+	}
 }
 
 func (u *Usage) validate() error {

@@ -87,10 +87,11 @@ func isLocal(host string) bool {
 func answered(err error) bool {
 	var status remoteerrors.ErrUnexpectedStatus
 	var cred *credentialsError
+	var insane *reconcile.Fault
 	if errors.As(err, &status) {
 		return status.StatusCode < 500
 	}
-	return errors.Is(err, docker.ErrInvalidAuthorization) || unknownImage(err) && !errors.As(err, &cred) || err != nil && diskFull(err)
+	return errors.As(err, &insane) || errors.Is(err, docker.ErrInvalidAuthorization) || unknownImage(err) && !errors.As(err, &cred) || err != nil && diskFull(err)
 }
 
 // unknownImage reports whether the registry says that it has no such image. A
@@ -106,12 +107,13 @@ func (r *Runtime) pullFault(w protocol.Workload, host string, err error) error {
 	var lookup *net.OpError
 	var link *url.Error
 	var trust *tls.CertificateVerificationError
+	var insane *reconcile.Fault
 	code := 0
 	if errors.As(err, &status) {
 		code = status.StatusCode
 	}
 	switch {
-	case diskFull(err), errdefs.IsUnavailable(err):
+	case errors.As(err, &insane), diskFull(err), errdefs.IsUnavailable(err):
 		return r.wrap("pull image", err)
 	case errors.As(err, &cred):
 		return reconcile.Faultf(err, "the control plane gave no login for registry %s; it is asked again (%v)", host, cred.err)

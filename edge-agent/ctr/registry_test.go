@@ -11,10 +11,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -200,6 +202,60 @@ func TestPullFaults(t *testing.T) {
 			f := fault(t, err)
 			if f.Final != c.final || !strings.Contains(f.Message, c.want) {
 				t.Errorf("final %v, message %q (cause %v), want %v and %q", f.Final, f.Message, f.Err, c.final, c.want)
+			}
+		})
+	}
+}
+
+// TestInsaneImages: what a registry claims of its images is not believed. Sizes
+// over 63 bits would make a status that the server refuses, a large config would be
+// held in memory.
+func TestInsaneImages(t *testing.T) {
+	h := newHost(t, shared)
+	h.ready()
+	part := func(kind string, size int64) ocispec.Descriptor {
+		return ocispec.Descriptor{MediaType: kind, Digest: digest.FromString(fmt.Sprint(kind, size)), Size: size}
+	}
+	manifest := func(config ocispec.Descriptor, layers ...ocispec.Descriptor) []byte {
+		b, _ := json.Marshal(ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: config, Layers: layers})
+		return b
+	}
+	config, layer := part(ocispec.MediaTypeImageConfig, 100), part(ocispec.MediaTypeImageLayer, 100)
+	for _, c := range []struct {
+		name     string
+		manifest []byte
+		want     string
+	}{
+		{"negative size", manifest(config, part(ocispec.MediaTypeImageLayer, -1)), "claims to have -1 bytes"},
+		{"huge layers", manifest(config, part(ocispec.MediaTypeImageLayer, 1<<62), part(ocispec.MediaTypeImageLayer, 1<<62+1)), "claims to have 46116860184273879"},
+		{"huge config", manifest(part(ocispec.MediaTypeImageConfig, 1<<34), layer), "claims to have 17179869184 bytes"},
+		{"config as a layer", manifest(part(ocispec.MediaTypeImageLayer, 1<<34), layer), "claims to have 17179869184 bytes"},
+		{"many layers", manifest(config, slices.Repeat([]ocispec.Descriptor{layer}, 5000)...), "5001 parts"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			stop := make(chan struct{})
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if strings.Contains(r.URL.Path, "/manifests/") {
+					w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
+					w.Header().Set("Docker-Content-Digest", digest.FromBytes(c.manifest).String())
+					w.Header().Set("Content-Length", fmt.Sprint(len(c.manifest)))
+					w.Write(c.manifest)
+					return
+				}
+				<-stop // a blob comes never
+			}))
+			defer server.Close()
+			defer close(stop)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			w := shell("", func(w *protocol.Workload) { w.Image = server.Listener.Addr().String() + "/test/insane:1" })
+			err := h.Pull(ctx, w, func(_, total uint64) {
+				if total > math.MaxInt64 {
+					t.Errorf("%d bytes are to come", total)
+				}
+			})
+			if f := fault(t, err); !f.Final || !strings.Contains(f.Message, c.want) {
+				t.Errorf("final %v, message %q (cause %v), want %q", f.Final, f.Message, f.Err, c.want)
 			}
 		})
 	}

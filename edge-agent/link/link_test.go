@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"crypto/tls"
+	"fmt"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -339,19 +342,32 @@ func TestAckEndsRepetition(t *testing.T) {
 	}
 }
 
-// TestWhatTheServerTakes: whatever texts there are, a status passes.
+// TestWhatTheServerTakes: whatever texts, sizes and numbers there are, a status
+// passes.
 func TestWhatTheServerTakes(t *testing.T) {
 	t.Parallel()
 	const text = "zero \x00, no UTF-8 \xff"
-	payload, err := encodeStatus(&protocol.Status{
-		Version: protocol.Version, Events: []protocol.Event{{Seq: 1, Message: text}}, Workloads: []protocol.WorkloadStatus{{ID: "env_a", Message: text}},
-	})
+	said := &protocol.Status{
+		Version: protocol.Version, Events: []protocol.Event{{Seq: 1, Message: text}}, Applied: 7,
+		Workloads: []protocol.WorkloadStatus{{ID: "env_a", Message: text, Done: math.MaxUint64, Total: math.MaxUint64}},
+	}
+	for i := range 3 * protocol.MaxWorkloads {
+		said.Workloads = append(said.Workloads, protocol.WorkloadStatus{ID: fmt.Sprint("env_b", i), Phase: protocol.PhaseStopping, Message: strings.Repeat(text, 300)})
+	}
+	said.Workloads = append(said.Workloads, protocol.WorkloadStatus{ID: "env_c", Phase: protocol.PhaseRunning})
+	payload, err := encodeStatus(said)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var st protocol.Status
 	if err := protocol.Unmarshal(payload, &st); err != nil {
 		t.Error(err)
+	}
+	if !slices.ContainsFunc(st.Workloads, func(w protocol.WorkloadStatus) bool { return w.ID == "env_c" }) {
+		t.Error("one that stays was left out for those that go")
+	}
+	if st.Applied != 0 {
+		t.Error("what was left out passes for removed")
 	}
 }
 

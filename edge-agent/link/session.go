@@ -201,16 +201,10 @@ func (s *session) status(ctx context.Context, measure bool, again *time.Timer) e
 	return s.send(ctx, s.cm, qos, protocol.TopicStatus, encoded)
 }
 
-// encodeStatus makes texts such that the server takes them, for one that it does
-// not take is one that nobody hears this host with; and shortens them where a status
-// would be larger than a document may be.
+// encodeStatus shortens texts where a status would be larger than a document may
+// be.
 func encodeStatus(st *protocol.Status) ([]byte, error) {
-	for i := range st.Events { // an older agent may have stored them
-		st.Events[i].Message = protocol.Cut(st.Events[i].Message)
-	}
-	for i := range st.Workloads { // what programs say
-		st.Workloads[i].Message = protocol.Cut(st.Workloads[i].Message)
-	}
+	st.Fit()
 	encoded, err := protocol.Marshal(st)
 	if err != nil {
 		return nil, fmt.Errorf("encode status: %w", err)
