@@ -1,6 +1,7 @@
 package ctr
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/edge-agent/ctr/logs"
@@ -226,6 +228,45 @@ func TestStartFaults(t *testing.T) {
 			}
 			if c := h.find(); c.State != reconcile.Created {
 				t.Errorf("container %+v, want it as created", c)
+			}
+		})
+	}
+}
+
+// TestOddUserFiles: where an image has a pipe, a device or a link to one instead of
+// a list of users, nobody on the host opens it: a pipe would never be done with, and
+// to open a device can be a command to the host, as with a watchdog.
+func TestOddUserFiles(t *testing.T) {
+	program, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		file file
+	}{
+		{"pipe", file{name: "etc/passwd", kind: tar.TypeFifo}},
+		{"device", file{name: "etc/passwd", kind: tar.TypeChar}},
+		{"link to a pipe", file{name: "etc/passwd", link: "/pipe"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := newHost(t, shared)
+			h.ready()
+			tag := strings.ReplaceAll(c.name, " ", "-")
+			hub.push("test/odd", tag, ocispec.ImageConfig{}, archive(file{name: "bin/", mode: 0o755}, file{name: "bin/busybox", data: program, mode: 0o755},
+				file{name: "pipe", kind: tar.TypeFifo}, file{name: "etc/", mode: 0o755}, c.file))
+			w := shell("true", func(w *protocol.Workload) { w.Image, w.User = "{control}/test/odd:"+tag, "dev" })
+			h.do(h.Pull(t.Context(), w, func(_, _ uint64) {}))
+			h.do(h.Create(t.Context(), w))
+			tried := make(chan error, 1)
+			go func() { tried <- h.Start(t.Context(), w, h.find()) }()
+			select {
+			case err := <-tried:
+				if f := fault(t, err); !f.Final || !strings.Contains(f.Message, "no plain file") {
+					t.Errorf("final %v, message %q (cause %v)", f.Final, f.Message, f.Err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Error("it waits for somebody to write into the image's list of users")
 			}
 		})
 	}

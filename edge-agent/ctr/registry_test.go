@@ -99,6 +99,7 @@ type file struct {
 	name, link string
 	data       []byte
 	mode       int64
+	kind       byte // of tar; 0: as the name and link say
 }
 
 func archive(files ...file) []byte {
@@ -111,6 +112,9 @@ func archive(files ...file) []byte {
 		}
 		if strings.HasSuffix(f.name, "/") {
 			h.Typeflag = tar.TypeDir
+		}
+		if f.kind != 0 {
+			h.Typeflag, h.Devmajor, h.Devminor = f.kind, 1, 3 // of /dev/null
 		}
 		w.WriteHeader(h)
 		w.Write(f.data)

@@ -77,14 +77,15 @@ func orElse(a, b string) string {
 // environ is the image's environment with the workload's over it.
 func environ(image []string, own map[string]string) []string {
 	env := []string{defaultPath}
+	at := map[string]int{"PATH": 0} // an image may have hundreds of thousands
 	set := func(pair string) {
 		key, _, _ := strings.Cut(pair, "=")
-		i := slices.IndexFunc(env, func(e string) bool { return strings.HasPrefix(e, key+"=") })
-		if i < 0 {
-			env = append(env, pair)
-		} else {
+		if i, there := at[key]; there {
 			env[i] = pair
+			return
 		}
+		at[key] = len(env)
+		env = append(env, pair)
 	}
 	for _, pair := range image {
 		set(pair)

@@ -16,8 +16,10 @@ import (
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -183,6 +185,9 @@ func (r *Runtime) owner(ctx context.Context, rec containers.Container, user stri
 	if user == "" {
 		return 0, 0, nil
 	}
+	if err := r.checkUserFiles(ctx, rec); err != nil {
+		return 0, 0, err
+	}
 	s := oci.Spec{Linux: &specs.Linux{}}
 	if err := oci.WithUser(user)(ctx, r.client, &rec, &s); err != nil {
 		if errdefs.IsUnavailable(err) {
@@ -191,6 +196,28 @@ func (r *Runtime) owner(ctx context.Context, rec containers.Container, user stri
 		return 0, 0, reconcile.Finalf(err, "user %q is not in the image; choose one that is, or a number", user)
 	}
 	return s.Process.User.UID, s.Process.User.GID, nil
+}
+
+// checkUserFiles refuses lists of users that are no files. The container, which does
+// not run, may have left there what it likes, and containerd's code opens it before
+// it looks: that would wait for the other end of a pipe, or be heard by a device.
+func (r *Runtime) checkUserFiles(ctx context.Context, rec containers.Container) error {
+	mounts, err := r.client.SnapshotService(rec.Snapshotter).Mounts(ctx, rec.SnapshotKey)
+	if err != nil {
+		return err
+	}
+	return mount.WithReadonlyTempMount(ctx, mounts, func(root string) error {
+		for _, name := range []string{"/etc/passwd", "/etc/group"} {
+			path, err := fs.RootPath(root, name)
+			if err != nil {
+				return reconcile.Finalf(err, "%s of the image leads nowhere; build the image anew", name)
+			}
+			if st, err := os.Lstat(path); err == nil && !st.Mode().IsRegular() {
+				return reconcile.Finalf(nil, "%s of the image is no plain file, so its users are not known; restart the environment, or build the image anew", name)
+			}
+		}
+		return nil
+	})
 }
 
 // launch makes the task and starts it; on failure nothing of it stays.
