@@ -21,7 +21,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -97,10 +96,8 @@ type Config struct {
 
 // Runtime is reconcile.Runtime on containerd. It is safe for concurrent use.
 type Runtime struct {
-	cfg     Config
-	client  *containerd.Client
-	public  *http.Client // for registries of others
-	control *http.Client // for the control plane's registry
+	cfg    Config
+	client *containerd.Client
 
 	mu    sync.Mutex
 	ready map[string]readyImage // by workload: whose image is here; guarded by mu
@@ -143,7 +140,6 @@ func New(cfg Config) (*Runtime, error) {
 	}
 	return &Runtime{
 		cfg: cfg, client: client,
-		public: httpClient(nil), control: httpClient(cfg.RegistryCA),
 		ready: map[string]readyImage{}, disk: map[string]diskUse{},
 	}, nil
 }

@@ -50,6 +50,7 @@ func (t *tracker) wrap(h images.Handler) images.Handler {
 		if err := sane(d, maxBlob); err != nil {
 			return nil, err
 		}
+		d.URLs = nil // they are fetched from anywhere, past the guard
 		children, err := h.Handle(ctx, d)
 		if err == nil {
 			err = saneChildren(d, children)

@@ -3,15 +3,12 @@ package ctr
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strings"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -22,40 +19,32 @@ import (
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
-func httpClient(roots *x509.CertPool) *http.Client {
-	return &http.Client{Transport: &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
-		TLSClientConfig:       &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout:   15 * time.Second,
-		ResponseHeaderTimeout: time.Minute,
-		IdleConnTimeout:       30 * time.Second,
-		ForceAttemptHTTP2:     true,
-	}}
-}
-
 // credentialsError is a failure of Config.Credentials.
 type credentialsError struct{ err error }
 
 func (e *credentialsError) Error() string { return "get credentials: " + e.err.Error() }
 func (e *credentialsError) Unwrap() error { return e.err }
 
-// resolver speaks to registries for one pull. Credentials go to the image's own
-// registry and to nobody else, plain HTTP to this machine and nobody else.
+// resolver speaks to registries for one pull, which ends with ctx. Credentials go to
+// the image's own registry and to nobody else, plain HTTP to this machine and nobody
+// else.
 func (r *Runtime) resolver(ctx context.Context, w protocol.Workload, registry string) remotes.Resolver {
 	hosts := func(host string) ([]docker.RegistryHost, error) {
 		real, err := docker.DefaultHost(host)
 		if err != nil {
 			return nil, err
 		}
-		client, scheme := r.public, "https"
+		scheme := "https"
+		g := newGuard(nil, isLocal(host))
 		switch {
 		case host == r.cfg.Registry:
-			client = r.control
-		case isLocal(host):
+			g = newGuard(r.cfg.RegistryCA, true)
+		case g.local:
 			scheme = "http"
 		}
-		auth := docker.NewDockerAuthorizer(docker.WithAuthClient(client), docker.WithAuthCreds(func(asked string) (string, string, error) {
+		context.AfterFunc(ctx, g.CloseIdleConnections)
+		client, logins := g.client()
+		auth := docker.NewDockerAuthorizer(docker.WithAuthClient(logins), docker.WithAuthCreds(func(asked string) (string, string, error) {
 			if asked != real || host != registry || !w.PullAuth || r.cfg.Credentials == nil {
 				return "", "", nil
 			}
@@ -71,16 +60,6 @@ func (r *Runtime) resolver(ctx context.Context, w protocol.Workload, registry st
 		}}, nil
 	}
 	return docker.NewResolver(docker.ResolverOptions{Hosts: hosts})
-}
-
-// isLocal reports whether host[:port] is this machine.
-func isLocal(host string) bool {
-	name := host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		name = h
-	}
-	ip, err := netip.ParseAddr(strings.Trim(name, "[]"))
-	return name == "localhost" || err == nil && ip.IsLoopback()
 }
 
 // answered reports whether err is the registry's own word, not silence.
