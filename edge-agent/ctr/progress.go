@@ -15,9 +15,6 @@ import (
 	"github.com/remotegpu/remotegpu/edge-agent/reconcile"
 )
 
-// mostBytes is more than any image has; a manifest may claim what it likes.
-const mostBytes = 1 << 50
-
 var errStalled = errors.New("no bytes came for too long")
 
 // tracker counts the bytes of a pull: it learns from the manifests what is to
@@ -63,7 +60,6 @@ func (t *tracker) wrap(h images.Handler) images.Handler {
 		}
 		t.mu.Lock()
 		for _, c := range children {
-			c.Size = min(max(c.Size, 0), mostBytes)
 			t.todo[c.Digest] = c
 		}
 		t.mu.Unlock()
@@ -141,15 +137,15 @@ func (t *tracker) count(ctx context.Context) (done, total uint64, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for id, d := range t.todo {
-		total = min(total+uint64(d.Size), mostBytes)
+		total += uint64(d.Size)
 		if !t.here[id] {
 			_, err := t.store.Info(ctx, id)
 			t.here[id] = err == nil
 		}
 		if t.here[id] {
-			done = min(done+uint64(d.Size), mostBytes)
+			done += uint64(d.Size)
 		} else {
-			done = min(done+uint64(min(offsets[remotes.MakeRefKey(ctx, d)], d.Size)), mostBytes)
+			done += uint64(min(offsets[remotes.MakeRefKey(ctx, d)], d.Size))
 		}
 	}
 	return done, total, nil
