@@ -41,7 +41,7 @@ var areas = map[string]struct {
 var layers = map[string][][]string{
 	"protocol": {
 		{"protocol"},
-		{"protocol/ahead", "protocol/resume", "protocol/tunnel"},
+		{"protocol/ahead", "protocol/resume", "protocol/scrollback", "protocol/tunnel"},
 		{"protocol/sshd"},
 	},
 	"broker": {{"broker"}, {"broker/external"}},
@@ -65,7 +65,7 @@ var layers = map[string][][]string{
 		{"control"},
 	},
 	"edge-agent": {
-		{"edge-agent/gpu/wire", "edge-agent/reach", "edge-agent/reconcile", "edge-agent/ctr/logs", "edge-agent/helper/files", "edge-agent/helper/scrollback", "edge-agent/network", "edge-agent/rdp", "edge-agent/supervise"},
+		{"edge-agent/gpu/wire", "edge-agent/reach", "edge-agent/reconcile", "edge-agent/ctr/logs", "edge-agent/helper/files", "edge-agent/network", "edge-agent/rdp", "edge-agent/supervise"},
 		{"edge-agent/gpu", "edge-agent/state", "edge-agent/ctr", "edge-agent/relay"},
 		{"edge-agent/inventory", "edge-agent/enroll", "edge-agent/link", "edge-agent/nvml", "edge-agent/helper"},
 		{"edge-agent/agent"},

@@ -4,6 +4,7 @@ import (
 	"math"
 	"path"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -25,14 +26,26 @@ func validName(s string) bool {
 
 func cleanAbs(p string) bool { return len(p) <= 4096 && path.IsAbs(p) && path.Clean(p) == p }
 
-// Cut makes a text fit for a document: valid UTF-8 without zero bytes, which
-// databases refuse, and at most MaxText bytes long.
+// Cut makes a text fit for a document: valid UTF-8 without control characters, of
+// which databases refuse some and terminals obey others, and at most MaxText bytes
+// long.
 func Cut(s string) string {
-	s = strings.ReplaceAll(strings.ToValidUTF8(s, "?"), "\x00", "")
+	s = strings.Map(shown, strings.ToValidUTF8(s, "?"))
 	if len(s) <= MaxText {
 		return s
 	}
 	return strings.ToValidUTF8(s[:MaxText-3], "") + "..."
+}
+
+// shown is what is left of a character in a text for people; -1: nothing.
+func shown(r rune) rune {
+	switch {
+	case r == '\n', r == '\t':
+		return ' '
+	case unicode.IsControl(r), unicode.Is(unicode.Bidi_Control, r):
+		return -1
+	}
+	return r
 }
 
 // maxCount is the largest counter that everyone's signed integers hold.

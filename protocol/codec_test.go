@@ -159,6 +159,8 @@ func TestCut(t *testing.T) {
 		"plain":                              "plain",
 		"a\x00b":                             "ab",
 		"bad \xff byte":                      "bad ? byte",
+		"a\x1b]0;b\x07c\u009bd\re\u202ef":    "a]0;bcdef",
+		"two\nlines":                         "two lines",
 		strings.Repeat("x", MaxText):         strings.Repeat("x", MaxText),
 		strings.Repeat("x", MaxText+1):       strings.Repeat("x", MaxText-3) + "...",
 		strings.Repeat("é", MaxText/2) + "x": strings.Repeat("é", MaxText/2-2) + "...",

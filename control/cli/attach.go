@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/remotegpu/remotegpu/control/progress"
 	"github.com/remotegpu/remotegpu/control/terminal"
 	"github.com/remotegpu/remotegpu/protocol"
 	"github.com/remotegpu/remotegpu/protocol/resume"
@@ -170,7 +171,7 @@ func (a *app) hold(ctx context.Context, c *client, env string, cfg terminal.Conf
 	var unopened *terminal.Unopened
 	switch {
 	case err == nil && exit.Message != "":
-		fmt.Fprintln(a.errOut, "remotegpu: "+exit.Message)
+		fmt.Fprintln(a.errOut, "remotegpu: "+progress.Plain(exit.Message))
 	case errors.Is(err, terminal.ErrDetached):
 		fmt.Fprintf(a.errOut, "remotegpu: the session runs on; go back to it with: remotegpu attach %s %s\n", env, cfg.Session)
 		return nil
@@ -189,7 +190,7 @@ func (a *app) hold(ctx context.Context, c *client, env string, cfg terminal.Conf
 
 // cannot says why there is no session, as ssh does: with status 255.
 func (a *app) cannot(err error) error {
-	fmt.Fprintf(a.errOut, "remotegpu: %v\n", err)
+	fmt.Fprintln(a.errOut, "remotegpu:", progress.Plain(err.Error()))
 	return exitStatus(255)
 }
 

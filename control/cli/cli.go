@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/remotegpu/remotegpu/control/progress"
 )
 
 // app is what the commands share.
@@ -67,7 +69,7 @@ func (a *app) status(cmd *cobra.Command, err error) int {
 		fmt.Fprintln(a.errOut, "remotegpu: interrupted")
 		return 1
 	}
-	fmt.Fprintln(a.errOut, "remotegpu:", err)
+	fmt.Fprintln(a.errOut, "remotegpu:", progress.Plain(err.Error()))
 	return 1
 }
 
@@ -127,7 +129,7 @@ func row(w io.Writer, cells ...any) {
 		if i > 0 {
 			fmt.Fprint(w, "\t")
 		}
-		text := fmt.Sprint(c)
+		text := progress.Plain(fmt.Sprint(c))
 		if text == "" {
 			text = "-"
 		}

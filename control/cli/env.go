@@ -122,7 +122,7 @@ func (a *app) create(ctx context.Context, name string, command []string, f creat
 		return a.show(env, nil)
 	}
 	if !f.wait {
-		fmt.Fprintf(a.errOut, "Environment %s is %s. %s\n", env.Name, env.Phase, env.Message)
+		fmt.Fprintf(a.errOut, "Environment %s is %s. %s\n", env.Name, env.Phase, progress.Plain(env.Message))
 		return nil
 	}
 	return a.howToReach(ctx, c, env)

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/remotegpu/remotegpu/control/progress"
+	"github.com/remotegpu/remotegpu/protocol/scrollback"
 )
 
 type policyRow struct {
@@ -231,6 +232,7 @@ func (p player) play(ctx context.Context, w io.Writer, file io.Reader) error {
 		return fmt.Errorf("the recording is empty: %w", in.Err())
 	}
 	var last float64
+	var shown scrollback.Filter // for what asked the terminal of then, and anybody could be recorded
 	for in.Scan() {
 		var event [3]any
 		if err := json.Unmarshal(in.Bytes(), &event); err != nil {
@@ -248,7 +250,7 @@ func (p player) play(ctx context.Context, w io.Writer, file io.Reader) error {
 		if kind != "o" {
 			continue
 		}
-		if _, err := io.WriteString(w, data); err != nil {
+		if _, err := w.Write(shown.Append(nil, []byte(data))); err != nil {
 			return err
 		}
 	}

@@ -1,8 +1,9 @@
 // Package progress shows a person how something gets on.
 //
-// It owns the one line of a terminal that changes, and the bar in it; what is
-// said is the caller's. Its invariant: a terminal never holds more than one line
-// of it, and what is no terminal gets each text once, as a line of its own.
+// It owns the one line of a terminal that changes, the bar in it, and what of
+// others' words a terminal may be shown; what is said is the caller's. Its
+// invariant: a terminal never holds more than one line of it, and what is no
+// terminal gets each text once, as a line of its own.
 package progress
 
 import (
@@ -10,9 +11,25 @@ import (
 	"io"
 	"os"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/term"
 )
+
+// Plain is text, which may be anybody's, as a terminal may be shown it: one line that
+// commands it nothing.
+func Plain(text string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n', r == '\t':
+			return ' '
+		case unicode.IsControl(r), unicode.Is(unicode.Bidi_Control, r):
+			return utf8.RuneError
+		}
+		return r
+	}, text)
+}
 
 // Line is the line. It is for one goroutine at a time.
 type Line struct {
@@ -37,6 +54,7 @@ func (l *Line) Live() bool { return l.file != nil }
 
 // Show says text, unless it is what was said last.
 func (l *Line) Show(text string) {
+	text = Plain(text)
 	if text == l.last {
 		return
 	}

@@ -9,9 +9,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/remotegpu/remotegpu/edge-agent/helper/scrollback"
 	"github.com/remotegpu/remotegpu/protocol"
 	"github.com/remotegpu/remotegpu/protocol/resume"
+	"github.com/remotegpu/remotegpu/protocol/scrollback"
 )
 
 // held is a session that outlives its connections. Its owner's client gets

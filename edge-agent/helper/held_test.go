@@ -8,8 +8,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/remotegpu/remotegpu/edge-agent/helper/scrollback"
 	"github.com/remotegpu/remotegpu/protocol"
+	"github.com/remotegpu/remotegpu/protocol/scrollback"
 )
 
 func TestProgramNameHidesWhatIsTypedAround(t *testing.T) {

@@ -3,8 +3,8 @@ package main
 import (
 	"bufio"
 
-	"github.com/remotegpu/remotegpu/edge-agent/helper/scrollback"
 	"github.com/remotegpu/remotegpu/protocol"
+	"github.com/remotegpu/remotegpu/protocol/scrollback"
 )
 
 // skipped is shown to who could not keep up: what it had begun is broken off

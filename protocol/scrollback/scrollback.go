@@ -1,8 +1,8 @@
 // Package scrollback keeps the last bytes that a program has written to its
 // terminal, for people who come later or cannot keep up.
 //
-// It owns the ring and the filter through which it is shown; who sees it
-// stands in the helper. Its invariant: what went through a Filter makes no
+// It owns the ring and the filter through which it, or a recording, is shown; who
+// sees it stands with its users. Its invariant: what went through a Filter makes no
 // terminal answer, sound or change its clipboard.
 package scrollback
 
