@@ -47,7 +47,7 @@ func readLog(t *testing.T, workload string) (string, error) {
 	hub = tunnel.NewHub(tunnel.HubConfig{Ask: func(_ context.Context, _ string, d protocol.Dial) error { pool.Request(d); return nil },
 		Online: func(string) bool { return true }, Log: p.cfg.Log})
 	t.Cleanup(hub.Close)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	go pool.Run(ctx)
 	c, err := hub.Open(ctx, testHost, protocol.StreamHeader{Version: protocol.Version, ID: "str_1", Kind: protocol.StreamLogs,

@@ -58,7 +58,7 @@ func (a *agent) apply(ws ...protocol.Workload) {
 // reach waits for a phase of a workload.
 func (a *agent) reach(id, phase, message string) (found protocol.WorkloadStatus) {
 	a.t.Helper()
-	end := time.Now().Add(20 * time.Second)
+	end := time.Now().Add(time.Minute)
 	for {
 		for _, s := range a.loop.Statuses() {
 			if s.ID == id {
@@ -122,6 +122,7 @@ func TestAutonomy(t *testing.T) {
 	a.apply(ticker("env_a"), ticker("env_b")) // asked for meanwhile
 	a.reach("env_b", protocol.PhasePending, "containerd does not answer")
 	d.start()
+	a.ready()
 	begun := time.Now()
 	a.reach("env_b", protocol.PhaseRunning, "")
 	if took := time.Since(begun); took > 10*time.Second {

@@ -29,7 +29,7 @@ import (
 	"github.com/remotegpu/remotegpu/protocol"
 )
 
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // control is a control plane as far as a link sees one: a real broker behind a
 // real HTTPS server.

@@ -36,7 +36,7 @@ func testConfig(dir string) Config {
 
 func wait(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := until(ctx, done); err != nil {
 		t.Fatalf("%s: %v", what, err)
@@ -56,7 +56,7 @@ func newDir(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := Stop(ctx, filepath.Join(dir, "run"), true); err != nil {
 			t.Error(err)
