@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -235,6 +236,41 @@ func TestStoreIsFull(t *testing.T) {
 	_, err = w.Begin(t.Context(), w.caller(auth.Member), w.sub, Session{Via: ViaSSH, Term: "xterm"})
 	wantKind(t, err, errs.Unavailable, "takes no more")
 	r.Close()
+}
+
+// TestRoomIsKept: what the store must keep free is not taken by a recording, nor by
+// joining its parts, which needs as much again.
+func TestRoomIsKept(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, t.TempDir())
+	w.policy(All)
+	var room atomic.Int64
+	room.Store(8 * partBytes)
+	w.cfg.Room = func(bytes int64) error {
+		if bytes > room.Load() {
+			return errs.E(errs.Unavailable, "nearly full")
+		}
+		return nil
+	}
+	r := w.begin("xterm")
+	for range 4 {
+		if err := r.Output([]byte(strings.Repeat("x", partBytes))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	room.Store(3 * partBytes)
+	r.Close()
+	w.tidy(t.Context(), 0)
+	if whole, err := w.cfg.Bucket.Exists(t.Context(), castKey(r.id)); err != nil || whole {
+		t.Errorf("the parts were joined: %v", err)
+	}
+	room.Store(partBytes / 2)
+	wantKind(t, w.begin("xterm").Output([]byte(strings.Repeat("x", partBytes))), errs.Unavailable, "takes no more")
+	room.Store(8 * partBytes)
+	w.tidy(t.Context(), 0)
+	if whole, err := w.cfg.Bucket.Exists(t.Context(), castKey(r.id)); err != nil || !whole {
+		t.Errorf("with room again the parts were not joined: %v", err)
+	}
 }
 
 func mustCreate(t *testing.T, name string) *os.File {

@@ -21,6 +21,7 @@ import (
 type Config struct {
 	Bucket  *blob.Bucket
 	Resolve func(ctx context.Context, workspace string) (id string, err error) // name or id
+	Room    func(bytes int64) error                                            // an error: so much more may not be stored; nil: there is always room
 }
 
 // Service does everything with recordings.
@@ -165,7 +166,17 @@ func (r *partsReader) Close() error {
 }
 
 func (s *Service) write(ctx context.Context, key string, b []byte) error {
+	if err := s.room(int64(len(b))); err != nil {
+		return err
+	}
 	return s.cfg.Bucket.WriteAll(ctx, key, b, &blob.WriterOptions{ContentType: "application/x-asciicast"})
+}
+
+func (s *Service) room(bytes int64) error {
+	if s.cfg.Room == nil {
+		return nil
+	}
+	return s.cfg.Room(bytes)
 }
 
 // finish joins the parts, and what the journal has beyond them, and notes the
@@ -191,8 +202,19 @@ func (s *Service) join(ctx context.Context, id string) error {
 		return fmt.Errorf("look for recording: %w", err)
 	}
 	if !done {
+		bytes := int64(0)
+		err := s.eachPart(ctx, id, func(f *blob.ListObject) error {
+			bytes += f.Size
+			return nil
+		})
+		if err == nil {
+			err = s.room(bytes)
+		}
+		if err != nil {
+			return fmt.Errorf("join recording: %w", err)
+		}
 		from := s.parts(ctx, id)
-		err := s.cfg.Bucket.Upload(ctx, castKey(id), from, &blob.WriterOptions{ContentType: "application/x-asciicast"})
+		err = s.cfg.Bucket.Upload(ctx, castKey(id), from, &blob.WriterOptions{ContentType: "application/x-asciicast"})
 		from.Close()
 		if err != nil {
 			return fmt.Errorf("join recording: %w", err)
@@ -202,6 +224,10 @@ func (s *Service) join(ctx context.Context, id string) error {
 }
 
 func (s *Service) removeParts(ctx context.Context, id string) error {
+	return s.eachPart(ctx, id, func(f *blob.ListObject) error { return s.remove(ctx, f.Key) })
+}
+
+func (s *Service) eachPart(ctx context.Context, id string, do func(f *blob.ListObject) error) error {
 	files := s.cfg.Bucket.List(&blob.ListOptions{Prefix: partsOf(id)})
 	for {
 		f, err := files.Next(ctx)
@@ -211,7 +237,7 @@ func (s *Service) removeParts(ctx context.Context, id string) error {
 		if err != nil {
 			return fmt.Errorf("list parts of recording: %w", err)
 		}
-		if err := s.remove(ctx, f.Key); err != nil {
+		if err := do(f); err != nil {
 			return err
 		}
 	}

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"io"
 	"net/http"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
@@ -26,6 +27,44 @@ func refusing(h http.Handler) http.Handler {
 		a := &answer{ResponseWriter: w}
 		h.ServeHTTP(a, r.WithContext(context.WithValue(r.Context(), answerKey{}, a)))
 	})
+}
+
+// bounded refuses pushes, at any moment of them, for which the disk has no room: one
+// upload may be without end, and those that are never finished stay for a week.
+func (s *Service) bounded(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.cfg.Room != nil && (r.Method == http.MethodPost || r.Method == http.MethodPut || r.Method == http.MethodPatch) {
+			r.Body = &boundedBody{ReadCloser: r.Body, room: func() error {
+				err := s.cfg.Room(lookEvery)
+				if a, ok := r.Context().Value(answerKey{}).(*answer); ok && err != nil && a.refused == nil {
+					a.refused = err
+				}
+				return err
+			}}
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// lookEvery is after how many bytes the disk is looked at.
+const lookEvery = 4 << 20
+
+type boundedBody struct {
+	io.ReadCloser
+	room func() error
+	left int // bytes until the next look
+}
+
+func (b *boundedBody) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		if err := b.room(); err != nil {
+			return 0, err
+		}
+		b.left = lookEvery
+	}
+	n, err := b.ReadCloser.Read(p)
+	b.left -= n
+	return n, err
 }
 
 // WriteHeader sends the refusal, if there is one, in place of what follows.

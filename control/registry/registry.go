@@ -39,6 +39,7 @@ type Config struct {
 	Host    func(ctx context.Context, jwt string) (auth.Caller, error)
 	Resolve func(ctx context.Context, workspace string) (id string, err error)
 	Log     *slog.Logger
+	Room    func(bytes int64) error // an error: so much more may not be stored; nil: there is always room
 }
 
 // Service is the registry of one server.
@@ -84,7 +85,7 @@ func New(ctx context.Context, pool *pg.Pool, cfg Config) *Service {
 
 // Routes adds the module's routes.
 func (s *Service) Routes(api *web.API) {
-	api.Raw(web.Route{Path: "/v2/", Action: auth.RegistryRead, Summary: "Image registry (OCI distribution)"}, refusing(s.app))
+	api.Raw(web.Route{Path: "/v2/", Action: auth.RegistryRead, Summary: "Image registry (OCI distribution)"}, refusing(s.bounded(s.app)))
 }
 
 // Authorized says whether the request may do all of access; distribution calls
@@ -142,7 +143,10 @@ func (s *Service) allow(ctx context.Context, c auth.Caller, a distauth.Access) e
 	if a.Action == "pull" {
 		return c.Require(auth.RegistryRead, id)
 	}
-	return c.Require(auth.RegistryWrite, id)
+	if err := c.Require(auth.RegistryWrite, id); err != nil || a.Action != "push" || s.cfg.Room == nil {
+		return err // what is deleted makes room
+	}
+	return s.cfg.Room(lookEvery)
 }
 
 // allowHost lets a host pull from the workspaces whose environments it has.

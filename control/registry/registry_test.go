@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/remotegpu/remotegpu/control/auth"
@@ -36,6 +37,8 @@ type world struct {
 	addr    string
 	client  *http.Client
 	callers map[string]auth.Caller
+	taken   atomic.Int64 // bytes that pushes had room for
+	room    atomic.Int64 // that they have; 0: any
 }
 
 func newWorld(t *testing.T) *world {
@@ -67,7 +70,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	s := New(ctx, w.pool, Config{
-		Dir: t.TempDir(), Secret: key, User: func(ctx context.Context, _, secret string) (auth.Caller, error) { return w.who(ctx, secret) }, Host: w.who, Resolve: spaces.Resolve, Log: slog.New(slog.DiscardHandler),
+		Dir: t.TempDir(), Secret: key, User: func(ctx context.Context, _, secret string) (auth.Caller, error) { return w.who(ctx, secret) }, Host: w.who, Resolve: spaces.Resolve, Log: slog.New(slog.DiscardHandler), Room: w.left,
 	})
 	api := web.New("test", slog.New(slog.DiscardHandler))
 	s.Routes(api)
@@ -75,6 +78,68 @@ func newWorld(t *testing.T) *world {
 	t.Cleanup(srv.Close)
 	w.addr, w.client = srv.Listener.Addr().String(), srv.Client()
 	return w
+}
+
+func (w *world) left(bytes int64) error {
+	if taken, room := w.taken.Add(bytes), w.room.Load(); room > 0 && taken > room {
+		return errs.E(errs.Unavailable, "The server's disk is nearly full.")
+	}
+	return nil
+}
+
+// TestPushesLeaveRoom: an upload without end is ended before the disk is full, and
+// what is there can still be had.
+func TestPushesLeaveRoom(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	if err := w.push(image(t, "hello"), "lab/hello:1", "me", "member"); err != nil {
+		t.Fatal(err)
+	}
+	w.taken.Store(0)
+	w.room.Store(64 << 20)
+	ask := func(method, url string, body io.Reader) *http.Response {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), method, url, body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.SetBasicAuth("me", "member")
+		res, err := w.client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { res.Body.Close() })
+		return res
+	}
+	upload := ask(http.MethodPost, "https://"+w.addr+"/v2/lab/big/blobs/uploads/", nil).Header.Get("Location")
+	sent := &endless{limit: 512 << 20}
+	res := ask(http.MethodPatch, upload, sent)
+	body, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(string(body), "nearly full") {
+		t.Errorf("status %d %s %v", res.StatusCode, body, err)
+	}
+	if n := sent.n.Load(); n > 128<<20 {
+		t.Errorf("%d bytes were taken", n)
+	}
+	if err := w.push(image(t, "more"), "lab/more:1", "me", "member"); err == nil || !strings.Contains(err.Error(), "503") { // skopeo shows no more
+		t.Errorf("another push: %v", err)
+	}
+	if err := w.pull("lab/hello:1", "me", "member"); err != nil {
+		t.Error(err)
+	}
+}
+
+// endless is a body, but for a limit that shows that nobody ended it.
+type endless struct {
+	n     atomic.Int64
+	limit int64
+}
+
+func (e *endless) Read(p []byte) (int, error) {
+	if e.n.Add(int64(len(p))) > e.limit {
+		return 0, io.EOF
+	}
+	return len(p), nil
 }
 
 func (w *world) who(_ context.Context, secret string) (auth.Caller, error) {

@@ -81,6 +81,15 @@ func (c *Config) blobAddress() (*url.URL, error) {
 	return u, nil
 }
 
+// roomForBlobs is roomIn for a store that is a folder; nil: it is not.
+func (c *Config) roomForBlobs() func(bytes int64) error {
+	u, err := c.blobAddress()
+	if err != nil || u.Scheme != "file" {
+		return nil
+	}
+	return roomIn(u.Path)
+}
+
 // mayUse says what is wrong with a store and will not pass by itself. One that
 // does not answer may come back: who writes says so.
 func mayUse(ctx context.Context, b *blob.Bucket, shown string) error {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -180,5 +181,31 @@ func TestBlobsStayInTheirFolder(t *testing.T) {
 		}
 		b.Close()
 		os.RemoveAll(dir + "/a")
+	}
+}
+
+// TestRoomIn: of a disk, a twentieth is for the database.
+func TestRoomIn(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("a small file system needs root")
+	}
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=100m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
+	room := roomIn(dir)
+	if err := room(90 << 20); err != nil {
+		t.Error(err)
+	}
+	if err := room(96 << 20); err == nil {
+		t.Error("what is for the database is given away")
+	}
+	if err := os.WriteFile(filepath.Join(dir, "fill"), make([]byte, 96<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := room(0); err == nil {
+		t.Error("a full disk has room")
 	}
 }

@@ -172,7 +172,7 @@ func (s *Server) wire(ctx context.Context) (err error) {
 	if s.blobs, err = s.cfg.openBlobs(ctx); err != nil {
 		return err
 	}
-	s.recordings = recording.New(s.pool, recording.Config{Bucket: s.blobs, Resolve: s.Workspaces.Resolve}, s.log)
+	s.recordings = recording.New(s.pool, recording.Config{Bucket: s.blobs, Resolve: s.Workspaces.Resolve, Room: s.cfg.roomForBlobs()}, s.log)
 	s.hub = tunnel.NewHub(tunnel.HubConfig{
 		Ask: s.askHost, Online: s.hostOnline, Name: s.replicas.ID(), Forward: s.forward,
 		MaxSpares: spareFiles(), MaxPerUser: s.cfg.UserStreams, MaxPerHost: s.cfg.HostStreams,
@@ -192,7 +192,7 @@ func (s *Server) wire(ctx context.Context) (err error) {
 	}, s.log)
 	s.registry = registry.New(ctx, s.pool, registry.Config{
 		Dir: filepath.Join(s.cfg.DataDir, "registry"), Secret: key.tokens, User: s.registryUser, Host: s.registryHost,
-		Resolve: s.Workspaces.Resolve, Log: s.log,
+		Resolve: s.Workspaces.Resolve, Log: s.log, Room: roomIn(s.cfg.DataDir),
 	})
 	s.routes()
 	return s.firstLogin(ctx)
