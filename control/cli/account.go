@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -8,7 +9,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -129,14 +129,14 @@ func (a *app) userCommand() *cobra.Command {
 				}
 			})
 		}}
-	create := &cobra.Command{Use: "create EMAIL", Short: "Make a user; the password comes from stdin", Args: args(1, 1, "an e-mail address")}
+	create := &cobra.Command{Use: "create EMAIL", Short: "Make a user; the password is asked for, or the first line of stdin", Args: args(1, 1, "an e-mail address")}
 	admin := create.Flags().Bool("admin", false, "make a platform admin")
 	create.RunE = func(cmd *cobra.Command, args []string) error {
-		b, err := io.ReadAll(io.LimitReader(os.Stdin, 2048))
+		password, err := a.secret(cmd.Context(), bufio.NewReader(os.Stdin), "Password of "+args[0]+": ", false)
 		if err != nil {
 			return err
 		}
-		in := map[string]any{"email": args[0], "password": strings.TrimRight(string(b), "\r\n"), "admin": *admin}
+		in := map[string]any{"email": args[0], "password": password, "admin": *admin}
 		return a.post(cmd, "/api/v1/users", in, "User "+args[0]+" is there.")
 	}
 	return group("user", "Users (platform admins)", ls, create)

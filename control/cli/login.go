@@ -95,7 +95,7 @@ func (a *app) trust(ctx context.Context, server, host string) (pin string, err e
 		return "", fmt.Errorf("this machine does not know the authority of the certificate of %s; if its key should be %s, log in with --pin '%s'", server, key, key)
 	}
 	fmt.Fprintf(a.errOut, "This machine does not know the authority of the certificate of %s.\nThe key of the server is %s.\nIs that the one in the server's log? Type yes to trust it: ", server, key)
-	line, _ := bufio.NewReader(os.Stdin).ReadString('\n')
+	line, _ := typed(ctx, bufio.NewReader(os.Stdin))
 	if strings.TrimSpace(line) != "yes" {
 		return "", errors.New("not trusted; nothing was sent")
 	}
@@ -106,13 +106,13 @@ func (a *app) password(ctx context.Context, c *client, f loginFlags) error {
 	in := bufio.NewReader(os.Stdin)
 	if f.email == "" {
 		fmt.Fprint(a.errOut, "E-mail: ")
-		line, err := in.ReadString('\n')
+		line, err := typed(ctx, in)
 		if err != nil {
 			return errors.New("no e-mail address given; use --email")
 		}
 		f.email = strings.TrimSpace(line)
 	}
-	password, err := a.secret(in, "Password: ", f.passwordStdin)
+	password, err := a.secret(ctx, in, "Password: ", f.passwordStdin)
 	if err != nil {
 		return err
 	}
@@ -124,18 +124,46 @@ func (a *app) password(ctx context.Context, c *client, f loginFlags) error {
 
 // secret asks a person for a password, without showing it, or takes the next
 // line of stdin.
-func (a *app) secret(in *bufio.Reader, prompt string, stdin bool) (string, error) {
-	if stdin || !term.IsTerminal(int(os.Stdin.Fd())) {
-		line, err := in.ReadString('\n')
+func (a *app) secret(ctx context.Context, in *bufio.Reader, prompt string, stdin bool) (string, error) {
+	tty := int(os.Stdin.Fd())
+	if stdin || !term.IsTerminal(tty) {
+		line, err := typed(ctx, in)
 		if err != nil && line == "" {
 			return "", errors.New("no password on stdin")
 		}
 		return strings.TrimRight(line, "\r\n"), nil
 	}
+	shown, err := term.GetState(tty)
+	if err != nil {
+		return "", err
+	}
 	fmt.Fprint(a.errOut, prompt)
-	b, err := term.ReadPassword(int(os.Stdin.Fd()))
+	b, err := await(ctx, func() ([]byte, error) { return term.ReadPassword(tty) })
+	if ctx.Err() != nil {
+		_ = term.Restore(tty, shown) // the read, which would do it, goes on
+	}
 	fmt.Fprintln(a.errOut)
 	return string(b), err
+}
+
+func typed(ctx context.Context, in *bufio.Reader) (string, error) {
+	return await(ctx, func() (string, error) { return in.ReadString('\n') })
+}
+
+// await returns what read does, or at once when ctx ends: a signal ends no read
+// of a terminal.
+func await[T any](ctx context.Context, read func() (T, error)) (v T, err error) {
+	done := make(chan func() (T, error), 1)
+	go func() {
+		v, err := read()
+		done <- func() (T, error) { return v, err }
+	}()
+	select {
+	case answer := <-done:
+		return answer()
+	case <-ctx.Done():
+		return v, ctx.Err()
+	}
 }
 
 func (a *app) passwordCommand() *cobra.Command {
@@ -152,11 +180,11 @@ remotegpu token ls and remotegpu key ls, and end them with rm.`,
 				return err
 			}
 			in := bufio.NewReader(os.Stdin)
-			old, err := a.secret(in, "Old password: ", false)
+			old, err := a.secret(cmd.Context(), in, "Old password: ", false)
 			if err != nil {
 				return err
 			}
-			fresh, err := a.secret(in, "New password: ", false)
+			fresh, err := a.secret(cmd.Context(), in, "New password: ", false)
 			if err != nil {
 				return err
 			}
