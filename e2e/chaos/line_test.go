@@ -64,7 +64,7 @@ func echo(c net.Conn, text string, within time.Duration) error {
 func TestLinePassesAndEnds(t *testing.T) {
 	_, dial, _ := lined(t)
 	c := dial()
-	if err := echo(c, "hello", 5*time.Second); err != nil {
+	if err := echo(c, "hello", 30*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	c.CloseWrite()
@@ -79,7 +79,7 @@ func TestLineIsLate(t *testing.T) {
 	for _, w := range []Weather{{Delay: 60 * time.Millisecond}, {Delay: 60 * time.Millisecond, Jitter: 50 * time.Millisecond}, {Rate: 1000}} {
 		line.Set(w)
 		began := time.Now()
-		if err := echo(c, string(make([]byte, 60)), 5*time.Second); err != nil {
+		if err := echo(c, string(make([]byte, 60)), 30*time.Second); err != nil {
 			t.Fatal(err)
 		}
 		if took := time.Since(began); took < 120*time.Millisecond { // each way
@@ -91,7 +91,7 @@ func TestLineIsLate(t *testing.T) {
 func TestLineIsSilentAndThenGoesOn(t *testing.T) {
 	line, dial, accepted := lined(t)
 	c := dial()
-	if err := echo(c, "before", 5*time.Second); err != nil {
+	if err := echo(c, "before", 30*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	<-accepted
@@ -106,12 +106,12 @@ func TestLineIsSilentAndThenGoesOn(t *testing.T) {
 	case <-time.After(100 * time.Millisecond):
 	}
 	line.Set(Weather{})
-	c.SetDeadline(time.Now().Add(5 * time.Second))
+	c.SetDeadline(time.Now().Add(30 * time.Second))
 	got := make([]byte, 6)
 	if _, err := io.ReadFull(c, got); err != nil || string(got) != "during" {
 		t.Errorf("what was sent meanwhile: %q, %v", got, err)
 	}
-	if err := echo(other, "late", 5*time.Second); err != nil {
+	if err := echo(other, "late", 30*time.Second); err != nil {
 		t.Error(err)
 	}
 }
@@ -120,20 +120,20 @@ func TestLineCuts(t *testing.T) {
 	line, dial, _ := lined(t)
 	c, kept := dial(), dial()
 	for _, c := range []net.Conn{c, kept} {
-		if err := echo(c, "x", 5*time.Second); err != nil {
+		if err := echo(c, "x", 30*time.Second); err != nil {
 			t.Fatal(err)
 		}
 	}
 	first := true
 	line.Cut(func(int) bool { was := first; first = false; return was })
-	if a, b := echo(c, "x", 5*time.Second), echo(kept, "x", 5*time.Second); (a == nil) == (b == nil) {
+	if a, b := echo(c, "x", 30*time.Second), echo(kept, "x", 30*time.Second); (a == nil) == (b == nil) {
 		t.Errorf("one of two is cut: %v, %v", a, b)
 	}
 	line.Set(Weather{Refuse: true})
 	refused, err := net.Dial("tcp", kept.RemoteAddr().String()) // the reset may come before it returns
 	if err == nil {
 		defer refused.Close()
-		err = echo(refused, "x", 5*time.Second)
+		err = echo(refused, "x", 30*time.Second)
 	}
 	if err == nil {
 		t.Error("a connection is let through that should be refused")
@@ -144,19 +144,19 @@ func TestLineCuts(t *testing.T) {
 func TestLineHalves(t *testing.T) {
 	line, dial, accepted := lined(t)
 	c := dial()
-	if err := echo(c, "x", 5*time.Second); err != nil {
+	if err := echo(c, "x", 30*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	far := <-accepted
 	line.Halve()
-	if err := echo(c, "x", 5*time.Second); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+	if err := echo(c, "x", 30*time.Second); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("the near end: %v", err)
 	}
 	time.Sleep(100 * time.Millisecond) // in which an end would arrive
 	if _, err := far.Write([]byte("anybody?")); err != nil {
 		t.Errorf("the far end has been told: %v", err)
 	}
-	if err := echo(dial(), "x", 5*time.Second); err != nil {
+	if err := echo(dial(), "x", 30*time.Second); err != nil {
 		t.Errorf("a new connection: %v", err)
 	}
 }
