@@ -138,7 +138,7 @@ func (p *parts) make(ctx context.Context) error {
 	if !p.cfg.NoHostShell {
 		hostHelper, capabilities = p.cfg.Helper, append(capabilities, "host-shell")
 	}
-	p.relay = relay.New(relay.Config{RunDir: p.cfg.RunDir, HostKey: hostKey, HostHelper: hostHelper, Log: p.cfg.Log})
+	p.relay = relay.New(relay.Config{RunDir: p.cfg.RunDir, HostKey: hostKey, HostHelper: hostHelper, Tenant: p.tenant, Log: p.cfg.Log})
 	p.pool = tunnel.NewPool(tunnel.PoolConfig{
 		Dial: p.dialTunnel, Serve: p.serveStream, Spread: func() time.Duration { return p.link.Spread() }, Log: p.cfg.Log,
 	})

@@ -22,6 +22,10 @@ func (p *parts) serveLogs(ctx context.Context, c *tunnel.Conn, h protocol.Stream
 	d, _ := p.store.Desired()
 	if d == nil || !slices.ContainsFunc(d.Workloads, func(w protocol.Workload) bool { return w.ID == h.Workload }) {
 		reply.Code, reply.Message = protocol.ReplyNotFound, "There is no such environment on this host any more, so its log is gone."
+	} else if leave, no := p.relay.Enter(h.Workload); no != nil {
+		reply.Code, reply.Message = no.Code, no.Message
+	} else {
+		defer leave()
 	}
 	if err := tunnel.Reply(c, reply); err != nil || reply.Code != "" {
 		c.Close()
@@ -43,6 +47,19 @@ func (p *parts) serveLogs(ctx context.Context, c *tunnel.Conn, h protocol.Stream
 		return
 	}
 	c.Close()
+}
+
+// tenant is the workspace of a workload.
+func (p *parts) tenant(workload string) string {
+	d, _ := p.store.Desired()
+	if d != nil {
+		for i := range d.Workloads {
+			if d.Workloads[i].ID == workload {
+				return d.Workloads[i].Workspace
+			}
+		}
+	}
+	return workload
 }
 
 func (p *parts) writeLog(ctx context.Context, w io.Writer, workload string, tail int, follow bool) error {

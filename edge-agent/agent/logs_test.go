@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/remotegpu/remotegpu/edge-agent/ctr/logs"
+	"github.com/remotegpu/remotegpu/edge-agent/relay"
 	"github.com/remotegpu/remotegpu/edge-agent/state"
 	"github.com/remotegpu/remotegpu/protocol"
 	"github.com/remotegpu/remotegpu/protocol/tunnel"
@@ -24,7 +25,7 @@ func readLog(t *testing.T, workload string) (string, error) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { store.Close() })
-	p := &parts{store: store, cfg: Config{Log: slog.New(slog.DiscardHandler)}}
+	p := &parts{store: store, relay: relay.New(relay.Config{}), cfg: Config{Log: slog.New(slog.DiscardHandler)}}
 	p.logs = func(_ context.Context, of string, tail int, follow bool, each func(logs.Line) error) error {
 		if of != "env_1" || tail != 7 || follow {
 			t.Errorf("reads %d lines of %q, follow %v", tail, of, follow)

@@ -18,7 +18,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -37,17 +36,18 @@ type Stream interface {
 
 // Config is what a relay needs.
 type Config struct {
-	RunDir      string             // its w/WORKLOAD is mounted into the container at /.remotegpu/run
-	MaxSessions int                // at a time; 0: 512
-	HostKey     ed25519.PrivateKey // of SSH that ends here; nil: it does not
-	HostHelper  string             // the helper, for shells on the host itself; empty: none may be opened
+	RunDir      string                       // its w/WORKLOAD is mounted into the container at /.remotegpu/run
+	MaxSessions int                          // at a time; 0: 512
+	Tenant      func(workload string) string // whose a workload is; nil: each is somebody else's
+	HostKey     ed25519.PrivateKey           // of SSH that ends here; nil: it does not
+	HostHelper  string                       // the helper, for shells on the host itself; empty: none may be opened
 	Log         *slog.Logger
 }
 
 // Relay serves the streams of one host.
 type Relay struct {
 	cfg  Config
-	open atomic.Int32
+	room room
 
 	starting sync.Mutex // held while the host's own helper is looked for or made
 }
@@ -57,7 +57,7 @@ func New(cfg Config) *Relay {
 	if cfg.MaxSessions == 0 {
 		cfg.MaxSessions = 512
 	}
-	return &Relay{cfg: cfg}
+	return &Relay{cfg: cfg, room: room{max: cfg.MaxSessions, tenant: cfg.Tenant, byTenant: map[string]int{}}}
 }
 
 // startWait is how long a container that has just started may take until its
@@ -68,11 +68,12 @@ const startWait = 2 * time.Second
 // bytes until both sides have said all or one is gone.
 func (r *Relay) Serve(ctx context.Context, s Stream, h protocol.StreamHeader, reply func(protocol.StreamReply) error) {
 	defer s.Close()
-	if !r.enter() {
-		_ = reply(r.tooMany()) // the peer may be gone
+	leave, no := r.Enter(h.Workload)
+	if no != nil {
+		_ = reply(*no) // the peer may be gone
 		return
 	}
-	defer r.leave()
+	defer leave()
 	if h.Kind == protocol.StreamSSH {
 		if err := r.serveSSH(ctx, s, h, reply); err != nil {
 			r.cfg.Log.Info("stream refused", "env", h.Workload, "user", h.User, "stream", h.ID, "kind", h.Kind, "err", err)
@@ -103,19 +104,10 @@ func (r *Relay) Serve(ctx context.Context, s Stream, h protocol.StreamHeader, re
 	}
 }
 
-// enter counts one more stream, if there may be one.
-func (r *Relay) enter() bool {
-	if r.open.Add(1) <= int32(r.cfg.MaxSessions) {
-		return true
-	}
-	r.leave()
-	return false
-}
-
-func (r *Relay) leave() { r.open.Add(-1) }
-
-func (r *Relay) tooMany() protocol.StreamReply {
-	return protocol.StreamReply{Code: protocol.ReplyLimit, Message: fmt.Sprintf("This host has %d sessions and forwards already; close some.", r.cfg.MaxSessions)}
+// Enter counts one more stream of a workload, empty for the host itself, until leave,
+// which may be called again; no is what a person is told who cannot have it.
+func (r *Relay) Enter(workload string) (leave func(), no *protocol.StreamReply) {
+	return r.room.enter(workload)
 }
 
 // begin connects with the helper and lets it begin what the header says. With

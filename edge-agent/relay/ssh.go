@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"sync"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -90,17 +89,18 @@ func parseCertificate(b []byte, key ssh.Signer) (ssh.Signer, error) {
 
 // openFor opens a stream of a client of the SSH end.
 func (r *Relay) openFor(ctx context.Context, h protocol.StreamHeader, q sshd.Request) (sshd.Stream, string, error) {
-	if !r.enter() {
-		return nil, "", errors.New(r.tooMany().Message)
+	leave, no := r.Enter(h.Workload)
+	if no != nil {
+		return nil, "", errors.New(no.Message)
 	}
 	h.Kind, h.Target = q.Kind, q.Target
 	conn, answer, err := r.begin(ctx, h)
 	if err != nil {
-		r.leave()
+		leave()
 		r.cfg.Log.Info("stream refused", "env", h.Workload, "user", h.User, "stream", h.ID, "kind", h.Kind, "err", err)
 		return nil, "", errors.New(answer.Message)
 	}
-	return &counted{UnixConn: conn, leave: sync.OnceFunc(r.leave)}, answer.Address, nil
+	return &counted{UnixConn: conn, leave: leave}, answer.Address, nil
 }
 
 // counted is a connection that counts among the streams of the host.
