@@ -51,8 +51,8 @@ func fakeAgent(args []string) int {
 	case "supervise":
 		stop := make(chan os.Signal, 1)
 		signal.Notify(stop, syscall.SIGTERM)
+		fmt.Println("proxy", os.Getenv("HTTPS_PROXY")) // before install.sh sees that it is connected
 		err = os.WriteFile(filepath.Join(run, "connected"), []byte(os.Getenv("REMOTEGPU_GPU_SOURCE")), 0o600)
-		fmt.Println("proxy", os.Getenv("HTTPS_PROXY"))
 		<-stop
 		os.Remove(filepath.Join(run, "connected"))
 	case "status":
