@@ -8,7 +8,8 @@
 // closed with nothing between, may be answered before they are done, to a client that
 // looks at what a close says: then an error of theirs is that of the close, which is
 // always the host's. And a small file that is read and closed at once is what it was
-// when it was opened.
+// when it was opened. Host keeps a second one, with a gateway or not: what a client
+// does not wait for is done as if it had.
 //
 //	client              gateway                               host
 //	 | init ------------->|-- init, extension ----------------->|

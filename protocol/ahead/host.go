@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"io"
+	"math"
 	"os"
 	"slices"
 	"sync"
@@ -17,6 +18,27 @@ type asked struct {
 	path    string // to be read ahead; empty: nothing is
 	handle  string // as the gateway knows it
 	failure []byte // of the quiet open whose handle it has: the status that it gets
+
+	from, to uint64 // bytes of a read or write
+}
+
+func (a asked) writes() bool { return a.kind == typeWrite || a.kind == TypeQuietWrite }
+
+func (a asked) moves() bool { return a.kind == typeRead || a.writes() }
+
+func (a asked) closes() bool { return a.kind == typeClose || a.kind == TypeQuietClose }
+
+// follows reports whether the server may not do a before b, which came before it, is
+// done. It does reads and writes beside each other and beside all else, which it does
+// in order; only with a close it waits for them.
+func (a asked) follows(b asked) bool {
+	switch {
+	case b.kind == TypeQuietOpen: // whose handle is not known yet
+		return true
+	case a.moves() && b.moves(): // of any file: two handles may be of the same
+		return (a.writes() || b.writes()) && a.from < b.to && b.from < a.to
+	}
+	return a.moves() != b.moves() && !a.closes()
 }
 
 // opened is what became of a quiet open: a handle of the server's, or a status.
@@ -26,7 +48,9 @@ type opened struct {
 }
 
 // Host is the end at the server of SFTP, which answers in the order in which it
-// is asked. The server reads from it and writes its answers to Answer.
+// is asked, but does several things at a time. The server reads from it and writes its
+// answers to Answer. What must not be done out of order it gets one after the other,
+// also where there is no gateway.
 type Host struct {
 	in    *bufio.Reader
 	ready []byte // of a message, for the server
@@ -97,13 +121,13 @@ func (h *Host) next() error {
 	return nil
 }
 
-// look is how much of a message is looked at: its handle, or more.
+// look is how much of a message is looked at: its handle and place, or more.
 func (h *Host) look(kind byte) int {
 	switch kind {
 	case typeInit, typeOpen, TypeQuietOpen, typeExtended:
 		return most
 	}
-	return headBytes + 4 + maxHandle
+	return headBytes + 4 + maxHandle + 8 + 4 // a read's all, and a write's length
 }
 
 // request notes one, and returns what the server is to see of it.
@@ -114,13 +138,33 @@ func (h *Host) request(m []byte) []byte {
 		h.begun = true
 		h.on = kindOf(m) == typeInit && bytes.HasSuffix(m, append(text(extension), text(revision)...))
 	}
-	if !h.on {
-		return m
+	a := asked{kind: kindOf(m)}
+	if a.moves() {
+		a.from, a.to = place(m)
 	}
-	for h.mustWait(kindOf(m)) {
+	for !h.closed && slices.ContainsFunc(h.asked, a.follows) {
 		h.answered.Wait()
 	}
-	a := asked{kind: kindOf(m)}
+	if h.on {
+		m = h.own(m, &a)
+	}
+	h.asked = append(h.asked, a)
+	return m
+}
+
+// place is which bytes a read or write has; of one that cannot be read, all.
+func place(m []byte) (from, to uint64) {
+	in := fieldsOf(m)
+	_ = in.text() // handle
+	from = in.long()
+	if to = from + uint64(in.number()); in.bad || to < from {
+		return 0, math.MaxUint64
+	}
+	return from, to
+}
+
+// own is a request as the server knows it. It needs mu.
+func (h *Host) own(m []byte, a *asked) []byte {
 	in := fieldsOf(m)
 	switch a.kind {
 	case TypeQuietWrite:
@@ -139,21 +183,7 @@ func (h *Host) request(m []byte) []byte {
 			m = resized(message(typeOpen, idOf(m), open), h.left)
 		}
 	}
-	m = h.translated(m, &a)
-	h.asked = append(h.asked, a)
-	return m
-}
-
-// mustWait reports whether a request has to wait until the one before is done, which
-// its client believes to be done: the server does several at a time. It needs mu.
-func (h *Host) mustWait(kind byte) bool {
-	if h.closed {
-		return false
-	}
-	shut := kind == typeClose || kind == TypeQuietClose // for which the server itself waits until all is written
-	return slices.ContainsFunc(h.asked, func(a asked) bool {
-		return a.kind == TypeQuietOpen || !shut && (a.kind == TypeQuietWrite || a.kind == TypeQuietFsetstat)
-	})
+	return h.translated(m, a)
 }
 
 // translated is the request m with the server's handle instead of a virtual one. It
@@ -217,7 +247,7 @@ func (h *Host) Answer(m []byte) []byte {
 func (h *Host) question(m []byte) (a asked, on bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.on || len(h.asked) == 0 || len(m) < headBytes {
+	if len(h.asked) == 0 || len(m) < headBytes {
 		return a, false
 	}
 	a = h.asked[0]
@@ -229,7 +259,7 @@ func (h *Host) question(m []byte) (a asked, on bool) {
 		h.opened[a.handle] = opened{failure: slices.Clone(m)}
 	}
 	h.answered.Broadcast()
-	return a, true
+	return a, h.on
 }
 
 // failed says what became of something quiet.

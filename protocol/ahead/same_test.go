@@ -49,6 +49,55 @@ func TestSameAsWithout(t *testing.T) {
 	}
 }
 
+// TestOrder: what is asked for without waiting is as if it had been waited for, of
+// bytes that overlap and of what else a file has; sshfs relies on that.
+func TestOrder(t *testing.T) {
+	t.Parallel()
+	for _, gateway := range []bool{true, false} {
+		end, path := (&pair{}).lay(t, gateway, true), filepath.Join(t.TempDir(), "file")
+		_ = end.SetDeadline(time.Now().Add(20 * time.Second))
+		asked := func(all ...[]byte) (answers [][]byte) {
+			written := make(chan error, 1)
+			go func() { _, err := end.Write(slices.Concat(all...)); written <- err }()
+			for range all {
+				m := make([]byte, 4)
+				if _, err := io.ReadFull(end, m); err != nil {
+					t.Fatal(err)
+				}
+				m = append(m, make([]byte, binary.BigEndian.Uint32(m))...)
+				if _, err := io.ReadFull(end, m[4:]); err != nil {
+					t.Fatal(err)
+				}
+				answers = append(answers, m)
+			}
+			if err := <-written; err != nil {
+				t.Fatal(err)
+			}
+			return answers
+		}
+		asked(message(typeInit, 3))
+		h := text(fieldsOf(asked(message(typeOpen, 1, text(path), number(flagRead|flagWrite|flagCreate), number(0)))[0]).text())
+		begin := make([]byte, 8)
+		for round := range 100 {
+			all := asked(
+				message(typeWrite, 2, h, begin, text(strings.Repeat("a", 32<<10))),
+				message(typeWrite, 3, h, begin, text("newer")),
+				message(typeRead, 4, h, begin, number(5)),
+				message(typeFstat, 5, h),
+				message(typeFsetstat, 6, h, number(attributeSize), begin),
+				message(typeWrite, 7, h, begin, text("last")),
+				message(typeRead, 8, h, begin, number(9)),
+				message(typeFsetstat, 9, h, number(attributeSize), begin),
+			)
+			attributes := fieldsOf(all[3])
+			attributes.number()
+			if newer, size, last := fieldsOf(all[2]).text(), attributes.long(), fieldsOf(all[6]).text(); newer != "newer" || size != 32<<10 || last != "last" {
+				t.Fatalf("gateway %v, round %d: %q is read, then it has %d bytes, then %q is read", gateway, round, newer, size, last)
+			}
+		}
+	}
+}
+
 // step does something that a client may do next.
 func (w *twins) step() {
 	name := []string{"a", "b", "c", "folder/a", "folder/b"}[w.rnd.IntN(5)]
