@@ -129,7 +129,7 @@ func TestHeadIsLogged(t *testing.T) {
 	write(t, pool, 2)
 	head := walk(t, pool, 1000, "").Hash
 	out := make(lines, 10)
-	ctx, stop := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()
 	ended := make(chan error)
 	go func() { ended <- audit.Run(ctx, pool, slog.New(slog.NewTextHandler(out, nil))) }()

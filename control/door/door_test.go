@@ -81,7 +81,7 @@ func TestStrangersAtHTTP(t *testing.T) {
 		}
 		t.Cleanup(func() { c.Close() })
 		io.WriteString(c, say) // it may be closed
-		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		c.SetReadDeadline(time.Now().Add(30 * time.Second))
 		if want == "" {
 			c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
 		}
@@ -103,13 +103,13 @@ func TestStrangersAtHTTP(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer fourth.Close()
-	fourth.SetReadDeadline(time.Now().Add(5 * time.Second))
+	fourth.SetReadDeadline(time.Now().Add(30 * time.Second))
 	if _, err := fourth.Read(make([]byte, 1)); err == nil || os.IsTimeout(err) {
 		t.Errorf("a fourth stranger is let in: %v", err)
 	}
 	open("127.0.0.2", "GET /"+strings.Repeat("x", 10)+rest, "HTTP/1.1 200")
 	half.Close()
-	for end := time.Now().Add(5 * time.Second); ; {
+	for end := time.Now().Add(30 * time.Second); ; {
 		v := d.Enter(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 		if v != nil {
 			break

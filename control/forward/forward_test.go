@@ -240,7 +240,7 @@ func TestUDP(t *testing.T) {
 		defer open.Done()
 		udpEnd(c)
 	})
-	addr := serve(t, "0:53/udp", Config{Dial: dial, Say: log(t), Idle: 200 * time.Millisecond})
+	addr := serve(t, "0:53/udp", Config{Dial: dial, Say: log(t), Idle: time.Second})
 	for i := range 5 {
 		c, err := net.Dial("udp", addr)
 		if err != nil {

@@ -197,7 +197,7 @@ func TestHostile(t *testing.T) {
 			return srv
 		}, 0)
 		j := Job{From: []Place{{Path: "/d", Environment: "box", Files: files}}, To: Place{Path: base + "/in"}, Skip: func(string) {}}
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		err = j.Run(ctx)
 		cancel()
 		t.Logf("%s: %v; %s", name, err, names(t, base))

@@ -173,12 +173,12 @@ func TestStop(t *testing.T) {
 		grace        time.Duration
 		code         int
 	}{
-		{"with grace", `trap 'exit 9' TERM; while :; do sleep 0.05; done`, time.Minute, 9},
-		{"stubborn", `trap '' TERM; while :; do sleep 0.05; done`, 300 * time.Millisecond, 137},
+		{"with grace", `trap 'exit 9' TERM; echo up; while :; do sleep 0.05; done`, time.Minute, 9},
+		{"stubborn", `trap '' TERM; echo up; while :; do sleep 0.05; done`, 300 * time.Millisecond, 137},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := newHost(t, shared)
-			box := h.up(shell("echo up; " + c.script))
+			box := h.up(shell(c.script))
 			h.until("the trap is set", func() bool { return strings.Contains(h.output(), "up") })
 			box.Grace = c.grace
 			h.do(h.Stop(t.Context(), box))

@@ -250,7 +250,7 @@ func TestInsaneImages(t *testing.T) {
 			}))
 			defer server.Close()
 			defer close(stop)
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 			w := shell("", func(w *protocol.Workload) { w.Image = server.Listener.Addr().String() + "/test/insane:1" })
 			err := h.Pull(ctx, w, func(_, total uint64) {

@@ -90,7 +90,7 @@ func echo(_ context.Context, c *Conn, _ protocol.StreamHeader) {
 
 func open(t testing.TB, w *world) *Conn {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	c, err := w.hub.Open(ctx, testHost, header())
 	if err != nil {
@@ -229,7 +229,7 @@ func TestATokenIsForOneHostAndOnce(t *testing.T) {
 	w := newWorld(t, HubConfig{}, echo)
 	token := make(chan string, 8) // it asks again, and again later
 	w.hub.cfg.Ask = func(_ context.Context, _ string, d protocol.Dial) error { token <- d.Token; return nil }
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	opened := make(chan error, 1)
 	go func() {
@@ -281,7 +281,7 @@ func TestHostilePeers(t *testing.T) {
 			}
 			defer c.Close()
 			attack(c)
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 			if got, err := w.hub.Open(ctx, testHost, header()); err == nil {
 				t.Errorf("a stream was opened: %v", got)
