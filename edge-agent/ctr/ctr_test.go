@@ -272,6 +272,47 @@ func TestOddUserFiles(t *testing.T) {
 	}
 }
 
+// TestDeepFolders: a volume with more folders in each other than a program has files
+// is deleted, and takes no file from others meanwhile.
+func TestDeepFolders(t *testing.T) {
+	h := newHost(t, shared)
+	h.ready()
+	dir := filepath.Join(h.volumesDir("env_deep"), "code")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	deeper, err := unix.Open(dir, unix.O_DIRECTORY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 25000 {
+		err = unix.Mkdirat(deeper, "d", 0o755)
+		next := -1
+		if err == nil {
+			next, err = unix.Openat(deeper, "d", unix.O_DIRECTORY, 0)
+		}
+		unix.Close(deeper)
+		if deeper = next; err != nil {
+			t.Fatal(err)
+		}
+	}
+	unix.Close(deeper)
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	few := before
+	few.Cur = 4096
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &before)
+	h.do(h.Purge(t.Context(), "env_deep"))
+	if _, err := os.Stat(h.volumesDir("env_deep")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is still there: %v", err)
+	}
+}
+
 func TestForbiddenMounts(t *testing.T) {
 	h := newHost(t, shared)
 	for _, m := range []protocol.Mount{

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -141,13 +142,26 @@ func (r *Runtime) removeDirs(workload string) error {
 	if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL && err != unix.ENOENT {
 		return fmt.Errorf("unmount run dir: %w", err)
 	}
-	for _, dir := range []string{dir, r.etcDir(workload), r.volumesDir(workload)} {
+	for _, dir := range []string{dir, r.etcDir(workload)} {
 		if err := os.RemoveAll(dir); err != nil {
 			return fmt.Errorf("remove folders: %w", err)
 		}
 	}
+	if err := removeTree(r.volumesDir(workload)); err != nil {
+		return fmt.Errorf("remove volumes: %w", err)
+	}
 	if err := logs.Remove(r.logPath(workload)); err != nil {
 		return fmt.Errorf("remove log: %w", err)
+	}
+	return nil
+}
+
+// removeTree deletes what a container has filled. Go's os.RemoveAll, which containerd
+// has too, keeps a file open for each level, and a container may make so many that
+// there would be none left for anybody.
+func removeTree(dir string) error {
+	if out, err := exec.Command("rm", "-rf", "--one-file-system", "--", dir).CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %.300s", err, out)
 	}
 	return nil
 }

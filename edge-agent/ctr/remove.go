@@ -2,8 +2,11 @@ package ctr
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -126,6 +129,9 @@ func (r *Runtime) Remove(ctx context.Context, c reconcile.Container) error {
 	if err != nil && !errdefs.IsNotFound(err) {
 		return r.wrap("delete task", err)
 	}
+	if err := r.emptyLayer(ctx, container); err != nil {
+		return r.wrap("empty container", err)
+	}
 	// The record may name a snapshot that is gone already.
 	err = container.Delete(ctx, containerd.WithSnapshotCleanup)
 	if err != nil && !errdefs.IsNotFound(err) {
@@ -134,6 +140,35 @@ func (r *Runtime) Remove(ctx context.Context, c reconcile.Container) error {
 	r.mu.Lock()
 	delete(r.disk, c.ID)
 	r.mu.Unlock()
+	return nil
+}
+
+// emptyLayer deletes what is in a container's writable layer, so that containerd finds
+// little to delete.
+func (r *Runtime) emptyLayer(ctx context.Context, container containerd.Container) error {
+	rec, err := container.Info(ctx)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	mounts, err := r.client.SnapshotService(rec.Snapshotter).Mounts(ctx, rec.SnapshotKey)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	for _, m := range mounts {
+		for _, option := range m.Options {
+			if dir, upper := strings.CutPrefix(option, "upperdir="); upper && m.Type == "overlay" {
+				if err := removeTree(dir); err != nil {
+					return err
+				}
+				if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrNotExist) { // containerd has lost all of it
+					return err
+				}
+			}
+		}
+	}
 	return nil
 }
 
