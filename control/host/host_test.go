@@ -182,7 +182,7 @@ func TestEventsOnce(t *testing.T) {
 	w := newWorld(t)
 	m := w.join("box")
 	at := time.Now().UnixMilli()
-	normal := protocol.Event{Seq: 7, At: at, Severity: protocol.SeverityNormal, Reason: "Pulled", Message: "Pulled."}
+	normal := protocol.Event{Seq: 7, At: at, Severity: protocol.SeverityNormal, Reason: "Pulled", Message: "Image {control}/lab/a:1 is here."}
 	attack := protocol.Event{Seq: 8, At: at, Severity: protocol.SeveritySecurity, Reason: "DesiredRefused", Message: "Forged."}
 	for seq, list := range [][]protocol.Event{{normal}, {normal, attack}, {normal, attack}, {attack}, {}} {
 		st := protocol.Status{Version: protocol.Version, Epoch: 1, Seq: uint64(seq), Events: list}
@@ -197,6 +197,9 @@ func TestEventsOnce(t *testing.T) {
 	reasons := map[string]int{}
 	for _, e := range all {
 		reasons[e.Reason]++
+		if e.Reason == "Pulled" && e.Message != "Image gpu.example.org:443/lab/a:1 is here." {
+			t.Errorf("people read %q", e.Message)
+		}
 	}
 	if reasons["Pulled"] != 1 || reasons["DesiredRefused"] != 1 || reasons["Joined"] != 1 {
 		t.Errorf("events %v", reasons)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/remotegpu/remotegpu/control/audit"
@@ -82,7 +83,11 @@ func (s *Service) Events(ctx context.Context, c auth.Caller, nameOrID string, af
 	if err != nil {
 		return nil, err
 	}
-	return events(ctx, s.pool, h.ID, after)
+	all, err := events(ctx, s.pool, h.ID, after)
+	for i := range all {
+		all[i].Message = strings.ReplaceAll(all[i].Message, "{control}/", s.cfg.Registry+"/") // as people call it
+	}
+	return all, err
 }
 
 // Change is what people may change of a host; nil leaves it.
