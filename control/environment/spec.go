@@ -1,6 +1,7 @@
 package environment
 
 import (
+	"cmp"
 	"path"
 	"regexp"
 	"slices"
@@ -159,6 +160,7 @@ func image(written, ws, registry string) (string, error) {
 	if written == "" {
 		return StarterImage, nil
 	}
+	address := cmp.Or(registry, strings.TrimSuffix(controlRegistry, "/")) // as people call it
 	rest, own := strings.CutPrefix(written, controlRegistry)
 	if domain, path, _ := strings.Cut(written, "/"); !own && strings.EqualFold(domain, registry) {
 		rest, own = path, true
@@ -166,21 +168,21 @@ func image(written, ws, registry string) (string, error) {
 	if !own {
 		named, err := reference.ParseDockerRef(written)
 		if err != nil {
-			return "", errs.Ef(errs.Invalid, "%.120q is no image: write it like python:3.13, registry.example.org/name:tag or {control}/%s/name:tag.", written, ws)
+			return "", errs.Ef(errs.Invalid, "%.120q is no image: write it like python:3.13, registry.example.org/name:tag or %s/%s/name:tag.", written, address, ws)
 		}
 		return short(named.String())
 	}
 	named, err := reference.ParseDockerRef("control.invalid/" + rest)
 	if err != nil || reference.Domain(named) != "control.invalid" {
-		return "", errs.Ef(errs.Invalid, "%.120q is no image: on the built-in registry write {control}/%s/name:tag.", written, ws)
+		return "", errs.Ef(errs.Invalid, "%.120q is no image: on the built-in registry write %s/%s/name:tag.", written, address, ws)
 	}
 	owner, name, _ := strings.Cut(reference.Path(named), "/")
 	switch {
 	case name == "":
-		return "", errs.Ef(errs.Invalid, "%.120q lacks the workspace: on the built-in registry write {control}/%s/name:tag.", written, ws)
+		return "", errs.Ef(errs.Invalid, "%.120q lacks the workspace: on the built-in registry write %s/%s/name:tag.", written, address, ws)
 	case owner != ws && owner != workspace.Library:
-		return "", errs.Ef(errs.Denied, "Workspace %s has no right to pull %s: on the built-in registry it may use {control}/%s/… and {control}/%s/…; have the image pushed to one of them.",
-			ws, "{control}/"+strings.TrimPrefix(named.String(), "control.invalid/"), ws, workspace.Library)
+		return "", errs.Ef(errs.Denied, "Workspace %s has no right to pull %s: on the built-in registry it may use %[3]s/%[1]s/… and %[3]s/%[4]s/…; have the image pushed to one of them.",
+			ws, address+"/"+strings.TrimPrefix(named.String(), "control.invalid/"), address, workspace.Library)
 	}
 	return short(controlRegistry + strings.TrimPrefix(named.String(), "control.invalid/"))
 }
