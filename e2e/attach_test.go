@@ -89,6 +89,7 @@ func attaches(t *testing.T, p *plane) {
 	w.in("client", "echo 'correct horse battery' | remotegpu user create second@example.org && remotegpu workspace add second@example.org && "+
 		"echo 'correct horse battery' | REMOTEGPU_CONFIG="+w.dir+"/second.json remotegpu login "+p.url+` --email second@example.org --password-stdin --pin "$(sed -n 's/.*"pin": "\(.*\)".*/\1/p' `+w.dir+`/cli.json)"`)
 	second := "REMOTEGPU_CONFIG=" + w.dir + "/second.json remotegpu "
+	w.in("client", "remotegpu ssh one -- yes | head -1 && for _ in $(seq 100); do remotegpu sessions one | grep -q ' yes$' || exit 0; sleep 0.1; done; echo yes, whose output nobody reads, runs on; exit 1")
 	for _, share := range []string{"none", "watch", "write"} {
 		t.Run(share, func(t *testing.T) {
 			owner := w.sit(t, "cli.json", "ssh", "one", "--share", share)

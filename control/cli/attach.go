@@ -8,7 +8,9 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -85,6 +87,9 @@ func (a *app) attach(ctx context.Context, env, session string, cfg terminal.Conf
 	c, err := a.connect()
 	if err != nil {
 		return err
+	}
+	if session != "" && !protocol.ValidID(protocol.PrefixSession, session) {
+		return usageError{fmt.Errorf("%q is no session; it looks like ses_…, see: remotegpu sessions %s", session, env)}
 	}
 	if cfg.Session = session; session == "" {
 		all, err := c.sessions(ctx, env)
@@ -167,9 +172,12 @@ func (a *app) hold(ctx context.Context, c *client, env string, cfg terminal.Conf
 	if (cfg.Open == nil || cfg.Open.Term != "") && term.IsTerminal(int(os.Stdin.Fd())) {
 		cfg.TTY, cfg.Stdin = os.Stdin, terminal.Keys(os.Stdin)
 	}
+	signal.Ignore(syscall.SIGPIPE) // whose output nobody reads ends over there as well, instead of being kept
 	exit, err := terminal.Run(ctx, cfg)
 	var unopened *terminal.Unopened
 	switch {
+	case errors.Is(err, syscall.EPIPE):
+		return exitStatus(128 + int(syscall.SIGPIPE))
 	case err == nil && exit.Message != "":
 		fmt.Fprintln(a.errOut, "remotegpu: "+progress.Plain(exit.Message))
 	case errors.Is(err, terminal.ErrDetached):
