@@ -92,8 +92,7 @@ func (a *app) workspaceCommand() *cobra.Command {
 		if err := c.call(cmd.Context(), http.MethodPut, c.in("members", args[0]), map[string]string{"role": *role}, nil); err != nil {
 			return err
 		}
-		fmt.Fprintf(a.errOut, "%s is %s of %s.\n", args[0], *role, c.Workspace)
-		return nil
+		return a.say(fmt.Sprintf("%s is %s of %s.", args[0], *role, c.Workspace))
 	}
 	members := &cobra.Command{Use: "members", Short: "List the members of a workspace", Args: args(0, 0, "no argument"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -250,11 +249,10 @@ func (a *app) send(cmd *cobra.Command, method, path string, in any, done string)
 	if err := c.call(cmd.Context(), method, path, in, &out); err != nil {
 		return err
 	}
-	if a.output == "json" {
+	if a.output == "json" && out != nil {
 		return a.show(out, nil)
 	}
-	fmt.Fprintln(a.errOut, done)
-	return nil
+	return a.say(done)
 }
 
 func (a *app) remove(cmd *cobra.Command, path, done string) error {
@@ -265,6 +263,5 @@ func (a *app) remove(cmd *cobra.Command, path, done string) error {
 	if err := c.call(cmd.Context(), http.MethodDelete, path, nil, nil); err != nil {
 		return err
 	}
-	fmt.Fprintln(a.errOut, done)
-	return nil
+	return a.say(done)
 }

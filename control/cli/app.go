@@ -102,7 +102,7 @@ anybody who has the address, without a login.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&name, "name", "", "a word for the port, part of its address")
-	f.StringSliceVar(&users, "users", nil, "e-mail addresses of those who may use it beside you")
+	f.StringSliceVar(&users, "users", nil, "`E-MAIL` addresses of those who may use it beside you, with commas between")
 	f.BoolVar(&public, "public", false, "for anybody, without a login")
 	f.BoolVar(&private, "private", false, "for you alone")
 	f.BoolVar(&base, "base-path", false, "the program makes its links with the path that it is reached under, and is told it")
@@ -120,8 +120,7 @@ func (a *app) appRemove() *cobra.Command {
 			if err := c.call(cmd.Context(), http.MethodDelete, c.environment(got[0], "apps", got[1]), nil, nil); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.errOut, "App %s of %s is as every port now.\n", got[1], got[0])
-			return nil
+			return a.say("App " + got[1] + " of " + got[0] + " is as every port now.")
 		}}
 }
 

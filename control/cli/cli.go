@@ -14,12 +14,14 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/remotegpu/remotegpu/control/progress"
 )
@@ -42,6 +44,9 @@ func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)
 // usageError is a wrong command line.
 type usageError struct{ error }
 
+// stopped is what a signal has left, where that is worth saying.
+type stopped struct{ error }
+
 // Main runs the command line and returns the exit status.
 func Main(version string, args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -56,16 +61,17 @@ func Main(version string, args []string) int {
 func (a *app) status(cmd *cobra.Command, err error) int {
 	var code exitStatus
 	var usage usageError
+	var left stopped
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &code):
 		return int(code)
-	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"):
+	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"), strings.HasPrefix(err.Error(), "if any flags in the group"):
 		fmt.Fprintln(a.errOut, "remotegpu:", err)
 		fmt.Fprintf(a.errOut, "See %s --help.\n", cmd.CommandPath())
 		return 2
-	case cmd.Context() != nil && cmd.Context().Err() != nil: // by a signal: what it broke is no news
+	case cmd.Context() != nil && cmd.Context().Err() != nil && !errors.As(err, &left): // by a signal: what it broke is no news
 		fmt.Fprintln(a.errOut, "remotegpu: interrupted")
 		return 1
 	}
@@ -86,17 +92,37 @@ First steps:
   remotegpu ssh my-env                            a shell in it`,
 		SilenceUsage: true, SilenceErrors: true, Version: a.version,
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		if n, ok := errors.AsType[*strconv.NumError](err); ok {
+			err = errors.New(strings.Replace(err.Error(), n.Error(), n.Err.Error(), 1)) // without the name of Go's function
+		}
+		return usageError{err}
+	})
 	root.SetVersionTemplate("remotegpu {{.Version}}\n")
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.profile, "config", os.Getenv("REMOTEGPU_CONFIG"), "file with server and token (default "+profileHint()+")")
+	flags.StringVar(&a.profile, "config", "", "file with server and token (default: $REMOTEGPU_CONFIG, or "+profileHint()+")")
 	flags.StringVarP(&a.output, "output", "o", "table", "table or json")
-	flags.StringVarP(&a.workspace, "workspace", "w", os.Getenv("REMOTEGPU_WORKSPACE"), "workspace (default: the one from login)")
+	flags.StringVarP(&a.workspace, "workspace", "w", "", "workspace (default: $REMOTEGPU_WORKSPACE, or the one from login)")
+	a.profile, a.workspace = os.Getenv("REMOTEGPU_CONFIG"), os.Getenv("REMOTEGPU_WORKSPACE") // as defaults of the flags help would show them twice
+	root.PersistentPreRunE = func(*cobra.Command, []string) error { return a.checkOutput() }
 	root.AddCommand(a.serverCommand(), a.loginCommand(), a.logoutCommand(), a.passwordCommand(), a.hostCommand(), a.envCommand(), a.sshCommand(), a.cpCommand(),
 		a.sshProxyCommand(), a.sshConfigCommand(), a.keyCommand(), a.tokenCommand(), a.workspaceCommand(), a.userCommand(), a.schedulerCommand(),
 		a.recordingCommand(), a.playCommand(), a.auditCommand(), a.forwardCommand(), a.appCommand(), a.jupyterCommand(), a.rdpCommand(), a.attachCommand(), a.sessionsCommand())
 	completions(root, a.arguments(), a.options())
+	withoutEmpty(root)
 	return root
+}
+
+// withoutEmpty has help not say "(default [])".
+func withoutEmpty(cmd *cobra.Command) {
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if f.DefValue == "[]" && f.Value.Type() == "stringToString" {
+			f.DefValue = ""
+		}
+	})
+	for _, sub := range cmd.Commands() {
+		withoutEmpty(sub)
+	}
 }
 
 // args checks how many arguments a command has, and says what is missing.
@@ -109,19 +135,33 @@ func args(least, most int, what string) cobra.PositionalArgs {
 	}
 }
 
+// checkOutput is asked before anything is done.
+func (a *app) checkOutput() error {
+	if a.output != "json" && a.output != "table" {
+		return usageError{fmt.Errorf("--output %q: use table or json", a.output)}
+	}
+	return nil
+}
+
 // show prints v as JSON, or as a table whose rows print makes.
 func (a *app) show(v any, print func(w io.Writer)) error {
-	switch a.output {
-	case "json":
+	if a.output == "json" {
 		enc := json.NewEncoder(a.out)
 		enc.SetIndent("", "  ")
 		return enc.Encode(v)
-	case "table":
-		w := tabwriter.NewWriter(a.out, 0, 4, 3, ' ', 0)
-		print(w)
-		return w.Flush()
 	}
-	return usageError{fmt.Errorf("--output %q: use table or json", a.output)}
+	w := tabwriter.NewWriter(a.out, 0, 4, 3, ' ', 0)
+	print(w)
+	return w.Flush()
+}
+
+// say tells what was done, in JSON where that is wanted.
+func (a *app) say(done string) error {
+	if a.output == "json" {
+		return a.show(map[string]string{"message": done}, nil)
+	}
+	_, err := fmt.Fprintln(a.errOut, done)
+	return err
 }
 
 func row(w io.Writer, cells ...any) {

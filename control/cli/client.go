@@ -157,13 +157,16 @@ func (p profile) tlsConfig() (*tls.Config, error) {
 		cfg.InsecureSkipVerify = true // the pin is checked instead, as ssh does with host keys
 		cfg.VerifyConnection = func(cs tls.ConnectionState) error {
 			if got := keyPin(cs.PeerCertificates[0]); got != p.Pin {
-				return fmt.Errorf("the server's key is %s, but login pinned %s; if it was changed on purpose, log in again", got, p.Pin)
+				return otherKey{fmt.Errorf("the key of %s is %s and not %s; if that is right, log in again and pin it", p.URL, got, p.Pin)}
 			}
 			return nil
 		}
 	}
 	return cfg, nil
 }
+
+// otherKey is a server that has not the key that was pinned.
+type otherKey struct{ error }
 
 func keyPin(cert *x509.Certificate) string {
 	sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
@@ -208,6 +211,9 @@ type problem struct {
 
 func (p *problem) Error() string {
 	text := p.Detail
+	if len(p.Errors) > 0 && text == "validation failed" {
+		text = "That cannot be asked for"
+	}
 	for _, e := range p.Errors {
 		text += fmt.Sprintf(" (%s: %s)", strings.TrimPrefix(e.Location, "body."), e.Message)
 	}
@@ -275,7 +281,10 @@ func (c *client) send(ctx context.Context, with *http.Client, method, path strin
 func unreachable(server string, err error) error {
 	var unknown x509.UnknownAuthorityError
 	var name x509.HostnameError
+	var other otherKey
 	switch {
+	case errors.As(err, &other):
+		return other
 	case errors.As(err, &unknown):
 		return fmt.Errorf("the certificate of %s is of an unknown authority; log in with --ca FILE or --pin (see remotegpu login --help)", server)
 	case errors.As(err, &name):

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"reflect"
 	"slices"
@@ -85,11 +86,11 @@ func (a *app) envCreate() *cobra.Command {
 	fl.StringVar(&f.disk, "disk", "", "disk of the container itself, like 20GiB")
 	fl.StringVar(&f.shm, "shm", "", "/dev/shm, like 8GiB (default 64MiB)")
 	fl.Uint64Var(&f.pids, "pids", 0, "processes and threads (default 4096)")
-	fl.StringToStringVarP(&f.env, "env", "e", nil, "environment variable: KEY=VALUE")
+	fl.StringToStringVarP(&f.env, "env", "e", nil, "environment variable: `KEY=VALUE`")
 	fl.StringVar(&f.restart, "restart", "", "always, on-failure or never (default always)")
 	fl.StringVar(&f.user, "user", "", "who runs the command and shells: name or uid, with :gid (default: the image's)")
 	fl.StringVar(&f.workdir, "workdir", "", "where the command starts")
-	fl.StringToStringVar(&f.mounts, "mount", nil, "folder kept until the environment is deleted: /path/in/it=NAME (default: /gemini/code and /gemini/output)")
+	fl.StringToStringVar(&f.mounts, "mount", nil, "folder kept until the environment is deleted: `/path/in/it=NAME` (default: /gemini/code and /gemini/output)")
 	fl.IntVar(&f.priority, "priority", 0, "0 to 100; higher is served first (needs a workspace admin)")
 	fl.StringVar(&f.host, "host", "", "only on this host")
 	fl.StringVar(&f.region, "region", "", "only on hosts of this region")
@@ -166,7 +167,10 @@ func (a *app) howToReach(ctx context.Context, c *client, env envRow) error {
 	if err := c.call(ctx, http.MethodGet, "/api/v1/ssh", nil, &gw); err != nil {
 		return err
 	}
-	host, port, _ := strings.Cut(gw.Address, ":")
+	host, port, err := net.SplitHostPort(gw.Address)
+	if err != nil {
+		return fmt.Errorf("read the gateway's address: %w", err)
+	}
 	fmt.Fprintf(a.out, "Environment %s runs on %s.\n  remotegpu ssh %s\n  ssh -p %s %s@%s\n", env.Name, or(env.HostName, env.Host), env.Name, port, c.qualified(env.Name), host)
 	return nil
 }
@@ -190,6 +194,9 @@ func (a *app) follow(ctx context.Context, c *client, name, reached string) (envR
 			if reached == "deleted" && errors.As(err, &gone) && gone.Status == http.StatusNotFound {
 				return env, nil
 			}
+			if ctx.Err() != nil && phase != "" {
+				err = stopped{fmt.Errorf("stopped waiting; environment %s is %s and goes on by itself: remotegpu env events %s", name, phase, name)}
+			}
 			return env, err
 		}
 		line.Show(env.progress(line.Live()))
@@ -206,8 +213,7 @@ func (a *app) follow(ctx context.Context, c *client, name, reached string) (envR
 			continue
 		}
 		select {
-		case <-ctx.Done():
-			return env, fmt.Errorf("stopped waiting; environment %s is %s (it goes on by itself: remotegpu env show %s)", name, env.Phase, name)
+		case <-ctx.Done(): // the next call says it
 		case <-pace:
 		}
 	}
@@ -218,6 +224,8 @@ func (e envRow) progress(live bool) string {
 	switch {
 	case e.Phase == "pulling" && e.PullTotal > 0 && live:
 		return "  " + e.Phase + " " + progress.Bar(e.Pulled, e.PullTotal)
+	case e.Phase == "backoff":
+		return "  " + e.Phase + ": " + e.Message + " (it is tried again; ^C stops waiting)"
 	case e.Message != "":
 		return "  " + e.Phase + ": " + e.Message
 	}
@@ -260,13 +268,13 @@ func (a *app) envRemove() *cobra.Command {
 		if err := c.call(cmd.Context(), http.MethodDelete, c.environment(args[0]), nil, nil); err != nil {
 			return err
 		}
-		if *wait {
-			if _, err := a.follow(cmd.Context(), c, args[0], "deleted"); err != nil {
-				return err
-			}
+		if !*wait {
+			return a.say("Environment " + args[0] + " is being deleted.")
 		}
-		fmt.Fprintf(a.errOut, "Environment %s is deleted.\n", args[0])
-		return nil
+		if _, err := a.follow(cmd.Context(), c, args[0], "deleted"); err != nil {
+			return err
+		}
+		return a.say("Environment " + args[0] + " is deleted.")
 	}
 	return cmd
 }

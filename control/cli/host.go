@@ -147,7 +147,7 @@ func (a *app) hostJoin() *cobra.Command {
 	uses := f.Int("uses", 1, "how many hosts may join with it")
 	hours := f.Int("hours", 24, "hours until it expires")
 	approve := f.Bool("approve", false, "each host waits until an admin approves it")
-	labels := f.StringToString("label", nil, "labels for hosts that join with it: key=value")
+	labels := f.StringToString("label", nil, "labels for hosts that join with it: `KEY=VALUE`")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := a.connect()
 		if err != nil {
@@ -194,8 +194,7 @@ func (a *app) hostLabel() *cobra.Command {
 			if err := c.call(cmd.Context(), http.MethodPatch, hostPath(args[0]), map[string]any{"labels": labels}, nil); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.errOut, "Host %s now has %s.\n", args[0], count(len(labels), "label"))
-			return nil
+			return a.say("Host " + args[0] + " now has " + count(len(labels), "label") + ".")
 		}}
 }
 
@@ -210,8 +209,7 @@ func (a *app) hostWords(use, list string) *cobra.Command {
 			if err := c.call(cmd.Context(), http.MethodPatch, hostPath(args[0]), map[string][]string{list: args[1:]}, nil); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.errOut, "Host %s now has %s.\n", args[0], count(len(args)-1, use))
-			return nil
+			return a.say("Host " + args[0] + " now has " + count(len(args)-1, use) + ".")
 		}}
 }
 

@@ -191,8 +191,7 @@ remotegpu token ls and remotegpu key ls, and end them with rm.`,
 			if err := c.call(cmd.Context(), http.MethodPut, "/api/v1/account/password", map[string]string{"old": old, "new": fresh}, nil); err != nil {
 				return err
 			}
-			fmt.Fprintln(a.errOut, "The password is changed, and your other logins have ended; API tokens and SSH keys stay.")
-			return nil
+			return a.say("The password is changed, and your other logins have ended; API tokens and SSH keys stay.")
 		}}
 }
 
@@ -216,8 +215,7 @@ func (a *app) remember(ctx context.Context, c *client) error {
 	if err != nil {
 		return fmt.Errorf("remember login: %w", err)
 	}
-	fmt.Fprintf(a.errOut, "Logged in to %s as %s, workspace %s (kept in %s).\n", c.URL, me.Email, or(c.Workspace, "none yet"), name)
-	return nil
+	return a.say(fmt.Sprintf("Logged in to %s as %s, workspace %s (kept in %s).", c.URL, me.Email, or(c.Workspace, "none yet"), name))
 }
 
 func (a *app) logoutCommand() *cobra.Command {
@@ -235,8 +233,7 @@ func (a *app) logoutCommand() *cobra.Command {
 			if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 				return err
 			}
-			fmt.Fprintln(a.errOut, "Logged out.")
-			return nil
+			return a.say("Logged out.")
 		}}
 }
 
