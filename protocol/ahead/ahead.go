@@ -109,6 +109,7 @@ func QuietOpen(rest []byte) (handle string, open []byte, ok bool) {
 const (
 	flagRead     = 1
 	flagWrite    = 2
+	flagAppend   = 4
 	flagCreate   = 8
 	flagTruncate = 16
 

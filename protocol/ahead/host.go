@@ -20,6 +20,7 @@ type asked struct {
 	failure []byte // of the quiet open whose handle it has: the status that it gets
 
 	from, to uint64 // bytes of a read or write
+	isOpen   func() // of an open to append: told when it is; nil: it is none
 }
 
 func (a asked) writes() bool { return a.kind == typeWrite || a.kind == TypeQuietWrite }
@@ -33,7 +34,7 @@ func (a asked) closes() bool { return a.kind == typeClose || a.kind == TypeQuiet
 // in order; only with a close it waits for them.
 func (a asked) follows(b asked) bool {
 	switch {
-	case b.kind == TypeQuietOpen: // whose handle is not known yet
+	case b.kind == TypeQuietOpen, b.isOpen != nil: // whose handle is not known yet
 		return true
 	case a.moves() && b.moves(): // of any file: two handles may be of the same
 		return (a.writes() || b.writes()) && a.from < b.to && b.from < a.to
@@ -52,6 +53,10 @@ type opened struct {
 // answers to Answer. What must not be done out of order it gets one after the other,
 // also where there is no gateway.
 type Host struct {
+	// Append is called before the server opens a file to append to, and what it returns
+	// when that is open: the server itself writes where the client says. Nil: it may.
+	Append func(path string) (isOpen func())
+
 	in    *bufio.Reader
 	ready []byte // of a message, for the server
 	left  int    // bytes of it that follow on in
@@ -63,11 +68,12 @@ type Host struct {
 	on       bool
 	asked    []asked
 	opened   map[string]opened // by virtual handle
+	appended map[string]bool   // by the server's handle: what is written goes to the end
 }
 
 // NewHost returns the host's end; in is what comes from the gateway.
 func NewHost(in io.Reader) *Host {
-	h := &Host{in: bufio.NewReaderSize(in, 4<<10), opened: map[string]opened{}}
+	h := &Host{in: bufio.NewReaderSize(in, 4<<10), opened: map[string]opened{}, appended: map[string]bool{}}
 	h.answered.L = &h.mu
 	return h
 }
@@ -138,12 +144,12 @@ func (h *Host) request(m []byte) []byte {
 		h.begun = true
 		h.on = kindOf(m) == typeInit && bytes.HasSuffix(m, append(text(extension), text(revision)...))
 	}
-	a := asked{kind: kindOf(m)}
-	if a.moves() {
-		a.from, a.to = place(m)
-	}
-	for !h.closed && slices.ContainsFunc(h.asked, a.follows) {
+	a, appends := h.reads(m)
+	for !h.closed && (appends != "" && len(h.asked) > 0 || slices.ContainsFunc(h.asked, a.follows)) {
 		h.answered.Wait()
+	}
+	if appends != "" {
+		a.isOpen = h.Append(appends)
 	}
 	if h.on {
 		m = h.own(m, &a)
@@ -152,15 +158,23 @@ func (h *Host) request(m []byte) []byte {
 	return m
 }
 
-// place is which bytes a read or write has; of one that cannot be read, all.
-func place(m []byte) (from, to uint64) {
+// reads returns what m asks for, and of an open to append the path. It needs mu.
+func (h *Host) reads(m []byte) (a asked, appends string) {
+	a.kind = kindOf(m)
 	in := fieldsOf(m)
-	_ = in.text() // handle
-	from = in.long()
-	if to = from + uint64(in.number()); in.bad || to < from {
-		return 0, math.MaxUint64
+	name := in.text()
+	switch {
+	case a.kind == typeOpen && h.Append != nil && in.number()&(flagWrite|flagAppend) == flagWrite|flagAppend && !in.bad:
+		appends = name
+	case a.closes():
+		delete(h.appended, name)
+	case a.moves():
+		a.from = in.long()
+		if a.to = a.from + uint64(in.number()); in.bad || a.to < a.from || h.appended[name] {
+			a.from, a.to = 0, math.MaxUint64
+		}
 	}
-	return from, to
+	return a, appends
 }
 
 // own is a request as the server knows it. It needs mu.
@@ -253,6 +267,9 @@ func (h *Host) question(m []byte) (a asked, on bool) {
 	a = h.asked[0]
 	h.asked = slices.Delete(h.asked, 0, 1)
 	switch {
+	case a.isOpen != nil && kindOf(m) == typeHandle:
+		a.isOpen()
+		h.appended[fieldsOf(m).text()] = true
 	case a.kind == TypeQuietOpen && a.quiet && kindOf(m) == typeHandle:
 		h.opened[a.handle] = opened{handle: fieldsOf(m).text()}
 	case a.kind == TypeQuietOpen && a.quiet:

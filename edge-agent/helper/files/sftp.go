@@ -35,6 +35,7 @@ func SFTP() error {
 
 func serveSFTP(in io.Reader, out io.WriteCloser) error {
 	host := ahead.NewHost(in)
+	host.Append = toAppend
 	srv, err := sftp.NewServer(stream{host, &messages{WriteCloser: out, host: host}}, sftp.WithAllocator(), sftp.WithMaxTxPacket(largestRead))
 	if err == nil {
 		err = srv.Serve()
