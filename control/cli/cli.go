@@ -103,7 +103,8 @@ First steps:
 	flags.StringVar(&a.profile, "config", "", "file with server and token (default: $REMOTEGPU_CONFIG, or "+profileHint()+")")
 	flags.StringVarP(&a.output, "output", "o", "table", "table or json")
 	flags.StringVarP(&a.workspace, "workspace", "w", "", "workspace (default: $REMOTEGPU_WORKSPACE, or the one from login)")
-	a.profile, a.workspace = os.Getenv("REMOTEGPU_CONFIG"), os.Getenv("REMOTEGPU_WORKSPACE") // as defaults of the flags help would show them twice
+	fromVariable(flags, "config", "REMOTEGPU_CONFIG")
+	fromVariable(flags, "workspace", "REMOTEGPU_WORKSPACE")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return a.checkOutput() }
 	root.AddCommand(a.serverCommand(), a.loginCommand(), a.logoutCommand(), a.passwordCommand(), a.hostCommand(), a.envCommand(), a.sshCommand(), a.cpCommand(),
 		a.sshProxyCommand(), a.sshConfigCommand(), a.keyCommand(), a.tokenCommand(), a.workspaceCommand(), a.userCommand(), a.schedulerCommand(),
@@ -111,6 +112,14 @@ First steps:
 	completions(root, a.arguments(), a.options())
 	withoutEmpty(root)
 	return root
+}
+
+// fromVariable gives a flag the value of a variable. It is no default, which help
+// would show: it may hold a password.
+func fromVariable(flags *pflag.FlagSet, name, variable string) {
+	if v := os.Getenv(variable); v != "" {
+		_ = flags.Lookup(name).Value.Set(v) // these are strings, which take all
+	}
 }
 
 // withoutEmpty has help not say "(default [])".

@@ -32,6 +32,17 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
+// TestPortInUse: a second server on a port says what to do.
+func TestPortInUse(t *testing.T) {
+	w := newWorld(t)
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	out, code := w.runCtx(ctx, "server", "--data-dir", t.TempDir(), "--database-url", w.database, "--listen", strings.TrimPrefix(w.client.URL, "https://"), "--ssh-listen", freeAddress(t))
+	if code != 1 || !strings.Contains(out, "address already in use; end what listens there, or choose another address") {
+		t.Errorf("status %d: %s", code, out)
+	}
+}
+
 // TestJSON: what has nothing to show but that it is done says so in JSON too.
 func TestJSON(t *testing.T) {
 	w := newWorld(t)
@@ -61,7 +72,13 @@ func TestStopWaiting(t *testing.T) {
 // TestHelpNames: the variables stand in the help, and their values do not.
 func TestHelpNames(t *testing.T) {
 	t.Setenv("REMOTEGPU_CONFIG", "/somewhere/cli.json")
+	t.Setenv("REMOTEGPU_DATABASE_URL", "postgres://remotegpu:secret@db/remotegpu")
 	w := &world{t: t, config: "unused"}
+	for _, command := range []string{"server", "server mosquitto"} {
+		if out, _ := w.run(append(strings.Fields(command), "--help")...); !strings.Contains(out, "$REMOTEGPU_DATABASE_URL") || strings.Contains(out, "secret") {
+			t.Error(out)
+		}
+	}
 	if out, _ := w.run("env", "ls", "--help"); !strings.Contains(out, "$REMOTEGPU_CONFIG") || strings.Contains(out, "somewhere") {
 		t.Error(out)
 	}

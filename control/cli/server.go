@@ -1,11 +1,14 @@
 package cli
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math"
 	"os"
 	"runtime"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -38,25 +41,13 @@ has a configuration of haproxy, and what happens when one dies.`,
   remotegpu server --data-dir /srv/remotegpu --database-url postgres://… --url https://gpu.example.org \
       --behind-proxy --public-ca --listen :8080 --replica-listen :8445`,
 		Args: args(0, 0, "no argument"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			level := slog.LevelInfo
-			if debug {
-				level = slog.LevelDebug
-			}
-			log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-			s, err := server.New(cmd.Context(), cfg, log)
-			if err != nil {
-				return err
-			}
-			floor := make([]byte, heapFloor)
-			defer runtime.KeepAlive(floor)
-			return s.Run(cmd.Context())
-		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return runServer(cmd.Context(), cfg, debug) },
 	}
 	cmd.AddCommand(a.mosquittoCommand())
 	f := cmd.Flags()
 	f.StringVar(&cfg.DataDir, "data-dir", "/var/lib/remotegpu-server", "database, images and downloads")
-	f.StringVar(&cfg.DatabaseURL, "database-url", os.Getenv("REMOTEGPU_DATABASE_URL"), "PostgreSQL 14 or newer (default: a private one)")
+	f.StringVar(&cfg.DatabaseURL, "database-url", "", "PostgreSQL 14 or newer (default: $REMOTEGPU_DATABASE_URL, or a private one)")
+	fromVariable(f, "database-url", "REMOTEGPU_DATABASE_URL")
 	f.StringVar(&cfg.Listen, "listen", ":8443", "address of HTTPS: console, API, MQTT, tunnel, registry")
 	f.StringVar(&cfg.SSHListen, "ssh-listen", ":2222", "address of the SSH gateway")
 	f.StringVar(&cfg.MQTTListen, "mqtt-listen", "", "address of MQTT over TLS (default: only /mqtt of the HTTPS port)")
@@ -89,6 +80,24 @@ has a configuration of haproxy, and what happens when one dies.`,
 	return cmd
 }
 
+func runServer(ctx context.Context, cfg server.Config, debug bool) error {
+	level := slog.LevelInfo
+	if debug {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	s, err := server.New(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	floor := make([]byte, heapFloor)
+	defer runtime.KeepAlive(floor)
+	if err = s.Run(ctx); errors.Is(err, syscall.EADDRINUSE) {
+		err = fmt.Errorf("%w; end what listens there, or choose another address (remotegpu server --help)", err)
+	}
+	return err
+}
+
 func (a *app) mosquittoCommand() *cobra.Command {
 	database, host := "", ""
 	cmd := &cobra.Command{
@@ -105,7 +114,8 @@ that are there stay.`,
 			return server.WriteMosquitto(cmd.Context(), database, host, folder[0])
 		},
 	}
-	cmd.Flags().StringVar(&database, "database-url", os.Getenv("REMOTEGPU_DATABASE_URL"), "the servers' PostgreSQL")
+	cmd.Flags().StringVar(&database, "database-url", "", "the servers' PostgreSQL (default: $REMOTEGPU_DATABASE_URL)")
+	fromVariable(cmd.Flags(), "database-url", "REMOTEGPU_DATABASE_URL")
 	cmd.Flags().StringVar(&host, "host", "", "name or address by which hosts and servers reach the broker")
 	return cmd
 }
