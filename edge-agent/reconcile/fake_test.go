@@ -27,6 +27,7 @@ type fake struct {
 	breaches []string
 	calls    map[Kind]int
 	pid      uint32
+	looks    int
 	notify   func(Notice)
 	slow     time.Duration // how long a step takes at most
 }
@@ -79,6 +80,7 @@ func (r *fake) step(ctx context.Context, k Kind, workload string, f func() error
 func (r *fake) Observe(context.Context) (Have, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.looks++
 	if r.down {
 		return Have{}, &Fault{Message: "containerd does not answer", Err: ErrUnavailable}
 	}

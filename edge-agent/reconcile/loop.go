@@ -19,6 +19,7 @@ const (
 	observeWithin = 20 * time.Second
 	sweepEvery    = 10 * time.Minute
 	longRun       = 10 * time.Minute // a run this long clears the restart delay
+	starvedEvery  = time.Minute      // between events of one workload's lack of memory
 )
 
 // Config is what a Loop needs. Runtime is required, the rest may be nil.
@@ -67,7 +68,8 @@ type track struct {
 	retryAt  time.Time
 	failed   Kind // of the last failure; Wait: the container itself ended
 	fault    *Fault
-	exit     string // the end of a run that was seen last
+	exit     string    // the end of a run that was seen last
+	starved  time.Time // when it was last told that memory lacks
 }
 
 type flight struct {

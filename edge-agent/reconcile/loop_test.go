@@ -201,6 +201,43 @@ func TestLoopCancelsObsoleteStep(t *testing.T) {
 	})
 }
 
+// TestLoopTellsOfMemoryNowAndThen: a workload that the kernel ends processes of all
+// the time neither drowns the events of others nor has the host looked at all the time.
+func TestLoopTellsOfMemoryNowAndThen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(1)
+		r := start(t, f)
+		defer r.halt()
+		r.apply(workload("a", 1), workload("b", 1))
+		r.expect(time.Minute, protocol.PhaseRunning, "")
+		f.mu.Lock()
+		looks := f.looks
+		f.mu.Unlock()
+		for range 3000 { // in 150 seconds
+			f.notify(Notice{Container: "a-1", OutOfMemory: true})
+			time.Sleep(50 * time.Millisecond)
+		}
+		f.notify(Notice{Container: "b-1", OutOfMemory: true})
+		synctest.Wait()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		told := map[string]int{}
+		for _, e := range r.events {
+			if e.Reason == "OutOfMemory" {
+				told[e.Workload]++
+			}
+		}
+		if told["a"] != 3 || told["b"] != 1 {
+			t.Errorf("told %v, want 3 of a and 1 of b", told)
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if n := f.looks - looks; n > 30 {
+			t.Errorf("the host was looked at %d times", n)
+		}
+	})
+}
+
 func TestLoopPolicies(t *testing.T) {
 	for _, c := range []struct {
 		name  string

@@ -245,14 +245,18 @@ var reasons = map[Kind]string{
 	Stop: "StopFailed", Remove: "RemoveFailed", Purge: "PurgeFailed",
 }
 
-// notice takes over what the runtime reported by itself.
+// notice takes over what the runtime reported by itself. That the kernel ends
+// processes for memory is told now and then: a workload can have it happen a hundred
+// times a second, and the events of others must not drown in that.
 func (l *Loop) notice(n Notice) {
-	l.stale = true
 	if !n.OutOfMemory {
+		l.stale = true
 		return
 	}
 	for _, c := range l.have.Containers {
-		if c.ID == n.Container && c.Workload != "" {
+		t := l.tracks[c.Workload]
+		if c.ID == n.Container && t != nil && time.Since(t.starved) >= starvedEvery {
+			t.starved = time.Now()
 			l.event(protocol.SeverityWarning, "OutOfMemory",
 				"the kernel ended one of its processes: the memory limit is reached; raise the limit or use less", c.Workload)
 		}
