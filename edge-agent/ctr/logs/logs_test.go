@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 func TestMain(m *testing.M) {
@@ -119,6 +121,30 @@ func TestRotation(t *testing.T) {
 	}
 	if got := texts(t, path, -1); len(got) != 0 {
 		t.Fatalf("removed log has %q", got)
+	}
+}
+
+// TestWhoWritesMuchWaits: a log without end is taken at a rate, each line whole.
+func TestWhoWritesMuchWaits(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	w, err := open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close()
+	w.pace = rate.NewLimiter(100<<10, 64<<10)
+	line := strings.Repeat("x", 1023) + "\n"
+	begun := time.Now()
+	w.copy(Stdout, strings.NewReader(strings.Repeat(line, 164))) // 100 KiB after the burst
+	if took := time.Since(begun); took < 900*time.Millisecond {
+		t.Errorf("it was all taken in %v", took)
+	}
+	lines := 0
+	if err := Read(t.Context(), path, -1, false, func(l Line) error {
+		lines++
+		return nil
+	}); err != nil || lines != 164 {
+		t.Errorf("%d lines, %v", lines, err)
 	}
 }
 
