@@ -15,7 +15,8 @@ import (
 
 const tableName = "remotegpu"
 
-var metadata = netip.MustParsePrefix("169.254.0.0/16") // of clouds: it hands out the host's credentials
+// metadata is where clouds hand out the host's credentials: most of them, and Alibaba.
+var metadata = []netip.Prefix{netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("100.100.100.200/32")}
 
 // Ensure puts the isolation in place when it is not there, as after somebody's
 // "nft flush ruleset". It is one transaction: there is no moment with half of
@@ -42,7 +43,9 @@ func (n *Network) Ensure() error {
 
 	forward := t.chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, -10)
 	t.rule(forward, fromUs, toUs, []expr.Any{drop})
-	t.rule(forward, fromUs, v4(), address(16, metadata), []expr.Any{drop})
+	for _, m := range metadata {
+		t.rule(forward, fromUs, v4(), address(16, m), []expr.Any{drop})
+	}
 	t.rule(forward, fromUs, v4(), not(address(12, n.cfg.Subnet)), []expr.Any{drop}) // forged sources
 	t.rule(forward, fromUs, v6(), []expr.Any{drop})
 	t.rule(forward, toUs, established(), []expr.Any{accept})
@@ -62,7 +65,7 @@ func (n *Network) complete(conn *nftables.Conn) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("read nftables: %w", err)
 	}
-	want := map[string]int{"input": 2, "forward": 6, "postrouting": 1}
+	want := map[string]int{"input": 2, "forward": 5 + len(metadata), "postrouting": 1}
 	for _, c := range chains {
 		if c.Table.Name != tableName {
 			continue

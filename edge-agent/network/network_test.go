@@ -35,6 +35,7 @@ const (
 	hostAddr  = "198.51.100.1"
 	worldAddr = "198.51.100.2"
 	metaAddr  = "169.254.169.254"
+	metaAddr2 = "100.100.100.200"
 )
 
 // worldOf is where the namespace beyond a test's host is.
@@ -65,8 +66,8 @@ func newHost(t *testing.T) (*Network, Config) {
 	t.Cleanup(func() { removeNamespace(world) })
 	sh(t, fmt.Sprintf(`set -e; ip link set lo up; ip link add cable type veth peer name cable0
 		ip link set cable0 netns %[1]s; ip addr add %[2]s/24 dev cable; ip link set cable up; ip route add default via %[3]s
-		nsenter --net=%[1]s sh -c 'ip link set lo up; ip addr add %[3]s/24 dev cable0; ip addr add %[4]s/32 dev lo; ip link set cable0 up'`,
-		world, hostAddr, worldAddr, metaAddr))
+		nsenter --net=%[1]s sh -c 'ip link set lo up; ip addr add %[3]s/24 dev cable0; ip addr add %[4]s/32 dev lo; ip addr add %[5]s/32 dev lo; ip link set cable0 up'`,
+		world, hostAddr, worldAddr, metaAddr, metaAddr2))
 	sh(t, "nsenter --net="+world+" ip route add 10.213.0.0/16 via "+hostAddr)
 	t.Cleanup(func() { exec.Command("ip", "link", "del", "cable").Run() })
 	listen(t, world)
@@ -169,6 +170,7 @@ func TestWhoReachesWhom(t *testing.T) {
 			"the host by its gateway":      {a.NetNS, gateway, false},
 			"the host by its own address":  {a.NetNS, hostAddr, false},
 			"the metadata address":         {a.NetNS, metaAddr, false},
+			"Alibaba's metadata address":   {a.NetNS, metaAddr2, false},
 			"the workload from the world":  {world, b.Address, false},
 			"itself, so that there is one": {b.NetNS, b.Address, true},
 		} {
