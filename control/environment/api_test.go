@@ -183,7 +183,7 @@ func TestDocumentsStaySmall(t *testing.T) {
 	w := newWorld(t)
 	h := w.host("gpu-1", 0)
 	waiting := 0
-	for i := range 410 {
+	for i := range 310 {
 		e := w.create(Spec{Name: fmt.Sprint("box-", i), Command: []string{strings.Repeat("x", maxSpecBytes)}})
 		if e.Host == "" {
 			if waiting++; !strings.Contains(e.Message, "too many workloads already") {
@@ -198,7 +198,10 @@ func TestDocumentsStaySmall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b, err := protocol.Marshal(lists[h]); err != nil || len(b) > protocol.MaxDocument*9/10 || len(lists[h]) < 350 {
+	if b, err := protocol.Marshal(lists[h]); err != nil || len(b) > protocol.MaxDocument*9/10 || len(lists[h]) < 250 {
 		t.Errorf("%d workloads in a document of %d bytes, %v", len(lists[h]), len(b), err)
+	}
+	if e := w.must(w.Create(t.Context(), w.other, "other", Spec{Name: "box", Command: []string{strings.Repeat("x", maxSpecBytes)}})); e.Host != h {
+		t.Errorf("one workspace has filled the host for another: %s", e.Message)
 	}
 }

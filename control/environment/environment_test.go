@@ -27,6 +27,7 @@ type world struct {
 	pool  *pg.Pool
 	sched *scheduler.Service
 	user  auth.Caller
+	other auth.Caller // a member of "other"
 	seq   uint64
 }
 
@@ -40,6 +41,9 @@ func newWorld(t testing.TB) *world {
 		made, err := ws.Create(t.Context(), auth.System("test"), name, "usr_a")
 		if err != nil {
 			t.Fatal(err)
+		}
+		if name == "other" {
+			w.other = auth.Caller{Kind: auth.KindUser, ID: "usr_a", Name: "a@example.org", Roles: map[string]auth.Role{made.ID: auth.Member}}
 		}
 		if name == "lab" {
 			w.user = auth.Caller{Kind: auth.KindUser, ID: "usr_a", Name: "a@example.org", Roles: map[string]auth.Role{made.ID: auth.Member}}

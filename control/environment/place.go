@@ -229,7 +229,7 @@ func avoidFull(ctx context.Context, tx pg.Tx, all []*Environment, requests []sch
 	}
 	for i, e := range all {
 		for host, r := range known {
-			if e.Host == "" && !r.fits(e.Bytes) {
+			if e.Host == "" && !r.fits(e) {
 				requests[i].Avoid = append(requests[i].Avoid, host)
 			}
 		}
@@ -258,10 +258,10 @@ func findFull(ctx context.Context, tx pg.Tx, all []*Environment, decisions []sch
 			continue
 		}
 		r := known[d.Host]
-		if !r.fits(all[i].Bytes) {
+		if !r.fits(all[i]) {
 			return errCrowded
 		}
-		known[d.Host] = room{r.bytes + all[i].Bytes, r.count + 1}
+		r.add(all[i].Workspace, share{all[i].Bytes, 1})
 	}
 	return nil
 }

@@ -188,27 +188,49 @@ func drop(ctx context.Context, tx pg.Tx, id string) error {
 
 // room is what a host's document has of environments.
 type room struct {
-	bytes, count int
+	share
+	of map[string]share // by workspace
 }
 
-// fits reports whether there is room for bytes more.
-func (r room) fits(bytes int) bool { return r.bytes+bytes <= maxDocument && r.count < maxPerHost }
+type share struct{ bytes, count int }
+
+func (s share) plus(bytes int) share { return share{s.bytes + bytes, s.count + 1} }
+
+// fits reports whether there is room for e. The last quarter is for others than the
+// workspace that has the rest: who makes environments without end fills no host.
+func (r *room) fits(e *Environment) bool {
+	all, own := r.plus(e.Bytes), r.of[e.Workspace].plus(e.Bytes)
+	return all.bytes <= maxDocument && all.count <= maxPerHost && own.bytes <= maxDocument*3/4 && own.count <= maxPerHost*3/4
+}
+
+func (r *room) add(workspace string, s share) {
+	r.bytes, r.count = r.bytes+s.bytes, r.count+s.count
+	own := r.of[workspace]
+	r.of[workspace] = share{own.bytes + s.bytes, own.count + s.count}
+}
 
 // rooms looks into the documents of hosts; nil: of all.
-func rooms(ctx context.Context, db pg.DB, hosts []string) (map[string]room, error) {
+func rooms(ctx context.Context, db pg.DB, hosts []string) (map[string]*room, error) {
 	which, args := "host_id <> ''", []any{}
 	if hosts != nil {
 		which, args = "host_id = any($1)", []any{hosts}
 	}
-	rows, err := db.Query(ctx, "select host_id, sum(document_bytes)::int, count(*)::int from environments where "+which+" and want <> 'deleted' group by host_id", args...)
+	rows, err := db.Query(ctx, "select host_id, workspace_id, sum(document_bytes)::int, count(*)::int from environments where "+which+
+		" and want <> 'deleted' group by host_id, workspace_id", args...)
 	if err != nil {
 		return nil, fmt.Errorf("look for full documents: %w", err)
 	}
-	all := map[string]room{}
-	var host string
-	var r room
-	_, err = pgx.ForEachRow(rows, []any{&host, &r.bytes, &r.count}, func() error {
-		all[host] = r
+	all := map[string]*room{}
+	for _, host := range hosts {
+		all[host] = &room{of: map[string]share{}}
+	}
+	var host, workspace string
+	var s share
+	_, err = pgx.ForEachRow(rows, []any{&host, &workspace, &s.bytes, &s.count}, func() error {
+		if all[host] == nil {
+			all[host] = &room{of: map[string]share{}}
+		}
+		all[host].add(workspace, s)
 		return nil
 	})
 	if err != nil {
