@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -139,6 +140,9 @@ func args(least, most int, what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, got []string) error {
 		if len(got) < least || most >= 0 && len(got) > most {
 			return usageError{fmt.Errorf("%s needs %s: %s", cmd.CommandPath(), what, cmd.UseLine())}
+		}
+		if slices.Contains(got[:least], "") { // of a variable that is not set
+			return usageError{fmt.Errorf("%s needs %s, and was given an empty word", cmd.CommandPath(), what)}
 		}
 		return nil
 	}

@@ -32,6 +32,16 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
+// TestEmptyName: what a script makes of a variable that is not set is no name.
+func TestEmptyName(t *testing.T) {
+	w := &world{t: t, config: "unused"}
+	for _, line := range [][]string{{"env", "rm", ""}, {"ssh", "", "--", "true"}, {"cp", "", "box:/tmp"}, {"host", "retire", ""}} {
+		if out, code := w.run(line...); code != 2 || !strings.Contains(out, "an empty word") {
+			t.Errorf("%q: status %d: %s", line, code, out)
+		}
+	}
+}
+
 // TestPortInUse: a second server on a port says what to do.
 func TestPortInUse(t *testing.T) {
 	w := newWorld(t)
