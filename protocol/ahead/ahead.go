@@ -62,6 +62,7 @@ const (
 	typeWrite    = 6
 	typeFstat    = 8
 	typeFsetstat = 10
+	typeRename   = 18
 	typeStatus   = 101
 	typeHandle   = 102
 	typeDataRead = 103
@@ -115,8 +116,9 @@ const (
 
 	attributeSize = 1
 
-	statusOK  = 0
-	statusEOF = 1
+	statusOK      = 0
+	statusEOF     = 1
+	statusFailure = 4
 
 	headBytes = 9 // length, type, id
 )

@@ -17,7 +17,7 @@ type asked struct {
 	quiet   bool
 	path    string // to be read ahead; empty: nothing is
 	handle  string // as the gateway knows it
-	failure []byte // of the quiet open whose handle it has: the status that it gets
+	failure []byte // the status that it gets, whatever the server says; of the quiet open whose handle it has
 
 	from, to uint64 // bytes of a read or write
 	isOpen   func() // of an open to append: told when it is; nil: it is none
@@ -130,7 +130,7 @@ func (h *Host) next() error {
 // look is how much of a message is looked at: its handle and place, or more.
 func (h *Host) look(kind byte) int {
 	switch kind {
-	case typeInit, typeOpen, TypeQuietOpen, typeExtended:
+	case typeInit, typeOpen, typeRename, TypeQuietOpen, typeExtended:
 		return most
 	}
 	return headBytes + 4 + maxHandle + 8 + 4 // a read's all, and a write's length
@@ -145,11 +145,15 @@ func (h *Host) request(m []byte) []byte {
 		h.on = kindOf(m) == typeInit && bytes.HasSuffix(m, append(text(extension), text(revision)...))
 	}
 	a, appends := h.reads(m)
-	for !h.closed && (appends != "" && len(h.asked) > 0 || slices.ContainsFunc(h.asked, a.follows)) {
+	alone := appends != "" || a.kind == typeRename
+	for !h.closed && (alone && len(h.asked) > 0 || slices.ContainsFunc(h.asked, a.follows)) {
 		h.answered.Wait()
 	}
-	if appends != "" {
+	switch {
+	case appends != "":
 		a.isOpen = h.Append(appends)
+	case a.kind == typeRename && h.left == 0:
+		m = renames(m, &a)
 	}
 	if h.on {
 		m = h.own(m, &a)
@@ -175,6 +179,19 @@ func (h *Host) reads(m []byte) (a asked, appends string) {
 		}
 	}
 	return a, appends
+}
+
+// renames is a rename as the server may do it: the draft's puts nothing in the place of
+// what is there, the server's does.
+func renames(m []byte, a *asked) []byte {
+	in := fieldsOf(m)
+	from, to := in.text(), in.text()
+	_, missing := os.Lstat(from)
+	if _, err := os.Lstat(to); in.bad || missing != nil || err != nil {
+		return m
+	}
+	a.failure = message(typeStatus, idOf(m), number(statusFailure), text("there is something of that name already"), text(""))
+	return message(typeRename, idOf(m), text(""), text("")) // which cannot be done
 }
 
 // own is a request as the server knows it. It needs mu.
@@ -236,13 +253,11 @@ func resized(m []byte, left int) []byte {
 // another or more than one.
 func (h *Host) Answer(m []byte) []byte {
 	a, on := h.question(m)
-	if !on {
-		return m
-	}
 	if a.failure != nil {
 		m = message(typeStatus, idOf(m), a.failure[headBytes:])
 	}
 	switch {
+	case !on:
 	case a.quiet && (isOK(m) || a.kind == TypeQuietOpen && kindOf(m) == typeHandle):
 		return nil
 	case a.quiet:

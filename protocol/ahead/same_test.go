@@ -49,6 +49,35 @@ func TestSameAsWithout(t *testing.T) {
 	}
 }
 
+// TestRenameKeeps: a rename takes nobody's place, as the draft and OpenSSH's server
+// have it; posix-rename does.
+func TestRenameKeeps(t *testing.T) {
+	t.Parallel()
+	for _, gateway := range []bool{true, false} {
+		p, dir := newPair(t, gateway), t.TempDir()
+		for _, name := range []string{"old", "kept"} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(name), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := p.Rename(filepath.Join(dir, "old"), filepath.Join(dir, "kept")); err == nil {
+			t.Error("a rename to what is there is said to be done")
+		}
+		if b, err := os.ReadFile(filepath.Join(dir, "kept")); string(b) != "kept" || err != nil {
+			t.Errorf("gateway %v: there is %q, %v", gateway, b, err)
+		}
+		if err := p.Rename(filepath.Join(dir, "old"), filepath.Join(dir, "new")); err != nil {
+			t.Error(err)
+		}
+		if err := p.PosixRename(filepath.Join(dir, "new"), filepath.Join(dir, "kept")); err != nil {
+			t.Error(err)
+		}
+		if b, err := os.ReadFile(filepath.Join(dir, "kept")); string(b) != "old" || err != nil {
+			t.Errorf("gateway %v: then there is %q, %v", gateway, b, err)
+		}
+	}
+}
+
 // TestOrder: what is asked for without waiting is as if it had been waited for, of
 // bytes that overlap and of what else a file has; sshfs relies on that.
 func TestOrder(t *testing.T) {
