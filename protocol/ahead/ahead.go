@@ -62,6 +62,8 @@ const (
 	typeWrite    = 6
 	typeFstat    = 8
 	typeFsetstat = 10
+	typeRemove   = 13
+	typeRmdir    = 15
 	typeRename   = 18
 	typeStatus   = 101
 	typeHandle   = 102

@@ -27,6 +27,10 @@ func (a asked) writes() bool { return a.kind == typeWrite || a.kind == TypeQuiet
 
 func (a asked) moves() bool { return a.kind == typeRead || a.writes() }
 
+func (a asked) unnames() bool {
+	return a.kind == typeRename || a.kind == typeRemove || a.kind == typeRmdir
+}
+
 func (a asked) closes() bool { return a.kind == typeClose || a.kind == TypeQuietClose }
 
 // follows reports whether the server may not do a before b, which came before it, is
@@ -130,7 +134,7 @@ func (h *Host) next() error {
 // look is how much of a message is looked at: its handle and place, or more.
 func (h *Host) look(kind byte) int {
 	switch kind {
-	case typeInit, typeOpen, typeRename, TypeQuietOpen, typeExtended:
+	case typeInit, typeOpen, typeRemove, typeRmdir, typeRename, TypeQuietOpen, typeExtended:
 		return most
 	}
 	return headBytes + 4 + maxHandle + 8 + 4 // a read's all, and a write's length
@@ -145,15 +149,16 @@ func (h *Host) request(m []byte) []byte {
 		h.on = kindOf(m) == typeInit && bytes.HasSuffix(m, append(text(extension), text(revision)...))
 	}
 	a, appends := h.reads(m)
-	alone := appends != "" || a.kind == typeRename
+	alone := appends != "" || a.unnames()
 	for !h.closed && (alone && len(h.asked) > 0 || slices.ContainsFunc(h.asked, a.follows)) {
 		h.answered.Wait()
 	}
 	switch {
 	case appends != "":
 		a.isOpen = h.Append(appends)
-	case a.kind == typeRename && h.left == 0:
-		m = renames(m, &a)
+	case a.unnames() && h.left == 0 && !mayUnname(m):
+		a.failure = message(typeStatus, idOf(m), number(statusFailure), text("what is there is not of that kind, or in the way"), text(""))
+		m = message(a.kind, idOf(m), text(""), text("")) // which cannot be done
 	}
 	if h.on {
 		m = h.own(m, &a)
@@ -181,17 +186,20 @@ func (h *Host) reads(m []byte) (a asked, appends string) {
 	return a, appends
 }
 
-// renames is a rename as the server may do it: the draft's puts nothing in the place of
-// what is there, the server's does.
-func renames(m []byte, a *asked) []byte {
+// mayUnname reports whether the server does with a name what the draft says: its rename
+// puts a file in the place of another, and it removes files and folders alike.
+func mayUnname(m []byte) bool {
 	in := fieldsOf(m)
-	from, to := in.text(), in.text()
-	_, missing := os.Lstat(from)
-	if _, err := os.Lstat(to); in.bad || missing != nil || err != nil {
-		return m
+	name, to := in.text(), in.text()
+	st, err := os.Lstat(name)
+	if err != nil {
+		return true // it says so itself
 	}
-	a.failure = message(typeStatus, idOf(m), number(statusFailure), text("there is something of that name already"), text(""))
-	return message(typeRename, idOf(m), text(""), text("")) // which cannot be done
+	if kindOf(m) != typeRename {
+		return st.IsDir() == (kindOf(m) == typeRmdir)
+	}
+	_, err = os.Lstat(to)
+	return err != nil
 }
 
 // own is a request as the server knows it. It needs mu.

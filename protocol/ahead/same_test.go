@@ -78,6 +78,45 @@ func TestRenameKeeps(t *testing.T) {
 	}
 }
 
+// TestRemovesOfItsKind: no file goes by what removes folders, nor the other way round.
+func TestRemovesOfItsKind(t *testing.T) {
+	t.Parallel()
+	end, dir := (&pair{}).lay(t, false, true), t.TempDir()
+	w := &twins{t: t, ends: [2]net.Conn{end, (&pair{}).lay(t, true, true)}}
+	file, folder := filepath.Join(dir, "file"), filepath.Join(dir, "folder")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w.ask("init", typeInit, nil)
+	for _, wrong := range []struct {
+		kind byte
+		path string
+	}{{typeRemove, folder}, {typeRmdir, file}} {
+		if m := w.ask("removal", wrong.kind, func(int) []byte { return text(wrong.path) })[0]; isOK(m) {
+			t.Errorf("%d of %s is said to be done", wrong.kind, wrong.path)
+		}
+		if _, err := os.Stat(wrong.path); err != nil {
+			t.Error(err)
+		}
+	}
+	for kind, path := range map[byte]string{typeRemove: file, typeRmdir: folder} {
+		if _, err := end.Write(message(kind, 9, text(path))); err != nil {
+			t.Fatal(err)
+		}
+		answer := make([]byte, 4)
+		if _, err := io.ReadFull(end, answer); err != nil {
+			t.Fatal(err)
+		}
+		answer = append(answer, make([]byte, binary.BigEndian.Uint32(answer))...)
+		if _, err := io.ReadFull(end, answer[4:]); err != nil || !isOK(answer) {
+			t.Errorf("%d of %s: %q, %v", kind, path, answer, err)
+		}
+	}
+}
+
 // TestOrder: what is asked for without waiting is as if it had been waited for, of
 // bytes that overlap and of what else a file has; sshfs relies on that.
 func TestOrder(t *testing.T) {
@@ -166,16 +205,16 @@ func (w *twins) step() {
 			w.close()
 		}
 	case n < 9:
-		const mkdir, stat, rename, remove = 14, 17, 18, 13
+		const mkdir, stat = 14, 17
 		switch w.rnd.IntN(4) {
 		case 0:
 			w.ask("mkdir", mkdir, func(end int) []byte { return append(text(filepath.Join(w.dirs[end], "folder")), attributes...) })
 		case 1:
 			w.ask("stat "+name, stat, at)
 		case 2:
-			w.ask("rename "+name, rename, func(end int) []byte { return append(at(end), text(filepath.Join(w.dirs[end], "b"))...) })
+			w.ask("rename "+name, typeRename, func(end int) []byte { return append(at(end), text(filepath.Join(w.dirs[end], "b"))...) })
 		case 3:
-			w.ask("remove "+name, remove, at)
+			w.ask("remove "+name, typeRemove, at)
 		}
 	default:
 		time.Sleep(2 * keepFor)
