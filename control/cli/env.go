@@ -329,6 +329,9 @@ func (a *app) envLogs() *cobra.Command {
 			return err
 		}
 		logs, err := c.download(cmd.Context(), fmt.Sprintf("%s?tail=%d&follow=%v", c.environment(args[0], "logs"), *tail, *follow))
+		if err != nil && *follow && cmd.Context().Err() != nil { // before there was a line
+			return nil
+		}
 		if err != nil {
 			return err
 		}

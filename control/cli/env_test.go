@@ -1,9 +1,15 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
+	"encoding/pem"
 	"io"
 	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -75,5 +81,26 @@ func TestServerSizes(t *testing.T) {
 		if n != want {
 			t.Errorf("%s is %d, want %d", text, n, want)
 		}
+	}
+}
+
+// TestFollowNothing: who follows a log ends it, also before it has a line.
+func TestFollowNothing(t *testing.T) {
+	ctx, interrupt := context.WithCancel(t.Context())
+	silent := httptest.NewTLSServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		interrupt()
+		<-r.Context().Done()
+	}))
+	defer silent.Close()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: silent.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("REMOTEGPU_URL", silent.URL)
+	t.Setenv("REMOTEGPU_TOKEN", "rgt_x")
+	t.Setenv("REMOTEGPU_CA", ca)
+	w := &world{t: t, config: filepath.Join(t.TempDir(), "none.json")}
+	if out, code := w.runCtx(ctx, "-w", "lab", "env", "logs", "box", "-f"); code != 0 || out != "" {
+		t.Errorf("status %d: %s", code, out)
 	}
 }
