@@ -15,6 +15,15 @@ STARTER=library/starter:latest
 
 listen() { case $RG_HOST in localhost | 127.*) echo "127.0.0.1:$1" ;; *) echo ":$1" ;; esac; }
 
+# free_ports ends it where somebody else listens, maybe a server that would be taken for ours.
+free_ports() {
+	local port
+	for port in "$RG_HTTPS_PORT" "$RG_SSH_PORT" "$RG_MQTT_PORT"; do
+		! (: <>"/dev/tcp/127.0.0.1/$port") 2>/dev/null ||
+			die "port $port of this machine is in use (see ss -ltnp): end what listens there, or choose others with RG_HTTPS_PORT, RG_SSH_PORT and RG_MQTT_PORT."
+	done
+}
+
 start_server() {
 	local pid command
 	command="$BIN/remotegpu server --data-dir $RUN/server --downloads $RUN/dl --url $URL --listen $(listen "$RG_HTTPS_PORT")"
@@ -24,6 +33,7 @@ start_server() {
 		step "restarting the server: it was built or configured anew"
 		stop_pid "$pid"
 	else
+		free_ports
 		step "starting the server at $URL"
 	fi
 	# shellcheck disable=SC2086 # a list of words without blanks
