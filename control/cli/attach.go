@@ -236,8 +236,9 @@ func (a *app) comesUp(ctx context.Context, c *client, env string) bool {
 	deadline, said := time.Now().Add(comesUpLimit), false
 	for time.Now().Before(deadline) && ctx.Err() == nil {
 		var e struct {
-			Name  string `json:"name"`
-			Phase string `json:"phase"`
+			Name    string `json:"name"`
+			Phase   string `json:"phase"`
+			Message string `json:"message"`
 		}
 		if err := c.call(ctx, http.MethodGet, c.environment(env), nil, &e); err != nil {
 			return false
@@ -249,6 +250,9 @@ func (a *app) comesUp(ctx context.Context, c *client, env string) bool {
 		}
 		if !said {
 			fmt.Fprintf(a.errOut, "remotegpu: Environment %s is %s; waiting for it.\n", e.Name, e.Phase)
+			if e.Message != "" {
+				fmt.Fprintln(a.errOut, " ", progress.Plain(e.Message))
+			}
 			said = true
 		}
 		time.Sleep(300 * time.Millisecond)

@@ -22,6 +22,7 @@ func TestMistakes(t *testing.T) {
 		{"app expose box 8000 --public --private", 2, "none of the others can be"},
 		{"attach box ses_zzzz", 2, "remotegpu sessions box"},
 		{"env create box --gpus two", 2, `"--gpus" flag: invalid syntax`},
+		{"recording policy all --keep -5", 1, "keep_days"},
 		{"env lst", 2, `has no command "lst"`},
 		{"env create box --gpus 99", 1, "resources.gpus: expected number <= 64"},
 	} {

@@ -68,8 +68,8 @@ func (a *app) hostCommand() *cobra.Command {
 		{"cordon", "cordon", "Place nothing new on a host", "is cordoned"},
 		{"uncordon", "uncordon", "Place on a host again", "takes environments again"},
 		{"drain", "drain", "Cordon a host and stop what runs there", "drains"},
-		{"maintenance", "maintenance", "Put a host into maintenance", "is in maintenance"},
-		{"activate", "activate", "Bring a host back from maintenance or drain", "is active"},
+		{"maintenance", "maintenance", "Cordon a host and stop what runs there, until activate", "is in maintenance"},
+		{"activate", "activate", "Bring a host back from maintenance or drain; what was stopped starts", "is active"},
 		{"retire", "retire", "Remove a host from the fleet for good", "is retired"},
 	}
 	commands := []*cobra.Command{a.hostList(), a.hostShow(), a.hostJoin(), a.hostTokens(), a.hostRevoke(), a.hostLabel(), a.hostEvents(),

@@ -168,7 +168,7 @@ func (a *app) recordingPolicyCommand() *cobra.Command {
 				if len(got) == 1 {
 					p.Mode = got[0]
 				}
-				if keep > 0 {
+				if cmd.Flags().Changed("keep") {
 					p.KeepDays = keep
 				}
 				if err := c.call(cmd.Context(), http.MethodPut, c.in("recording"), p, nil); err != nil {
