@@ -8,7 +8,9 @@ package host
 
 import (
 	"regexp"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/remotegpu/remotegpu/control/errs"
 )
@@ -156,6 +158,29 @@ var nameRule = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$`)
 func validName(name string) error {
 	if !nameRule.MatchString(name) {
 		return errs.Ef(errs.Invalid, "%.80q is no name for a host: use 1 to 63 small letters, digits, dots and hyphens.", name)
+	}
+	return nil
+}
+
+const (
+	maxLabels = 64 // of a host
+	maxValue  = 128
+)
+
+var keyRule = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$`)
+
+// validLabels refuses those that nobody could ask for, or read in a list.
+func validLabels(labels map[string]string) error {
+	if len(labels) > maxLabels {
+		return errs.Ef(errs.Invalid, "%d labels are over the limit of %d.", len(labels), maxLabels)
+	}
+	for key, value := range labels {
+		if !keyRule.MatchString(key) {
+			return errs.Ef(errs.Invalid, "%.80q is no key of a label: use 1 to 63 letters, digits, dots, hyphens, underscores and slashes.", key)
+		}
+		if len(value) > maxValue || strings.ContainsFunc(value, func(r rune) bool { return !unicode.IsPrint(r) }) {
+			return errs.Ef(errs.Invalid, "%.80q is no value for label %s: use at most %d bytes, all of them printable.", value, key, maxValue)
+		}
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -240,6 +241,12 @@ func TestUpdateAndList(t *testing.T) {
 	wantError(t, err, errs.Conflict, "There is a host beta already")
 	_, err = w.Update(t.Context(), admin, "alpha", Change{Name: &bad})
 	wantError(t, err, errs.Invalid, "is no name")
+	for _, odd := range []map[string]string{{"": "x"}, {"a b": "c"}, {"a=b": "c"}, {strings.Repeat("k", 64): ""}, {"rack": "7\x1b[2J"}, {"rack": strings.Repeat("v", 129)}} {
+		_, err := w.Update(t.Context(), admin, "alpha", Change{Labels: &odd})
+		wantError(t, err, errs.Invalid, "label")
+		_, _, err = w.CreateToken(t.Context(), admin, JoinToken{Uses: 1, Labels: odd}, time.Hour)
+		wantError(t, err, errs.Invalid, "label")
+	}
 	for _, c := range []struct {
 		f    Filter
 		want []string

@@ -108,6 +108,11 @@ func (s *Service) Update(ctx context.Context, c auth.Caller, nameOrID string, ch
 			return Host{}, err
 		}
 	}
+	if ch.Labels != nil {
+		if err := validLabels(*ch.Labels); err != nil {
+			return Host{}, err
+		}
+	}
 	var id string
 	err := pg.InTx(ctx, s.pool, func(tx pg.Tx) (err error) {
 		if id, _, err = lockState(ctx, tx, nameOrID); err != nil {

@@ -30,6 +30,9 @@ func (s *Service) CreateToken(ctx context.Context, c auth.Caller, t JoinToken, l
 	if err := c.Require(auth.HostManage, ""); err != nil {
 		return JoinToken{}, "", err
 	}
+	if err := validLabels(t.Labels); err != nil {
+		return JoinToken{}, "", err
+	}
 	t.ID, t.CreatedAt, t.ExpiresAt = protocol.NewID(protocol.PrefixToken), time.Now(), time.Now().Add(life)
 	if t.Labels == nil {
 		t.Labels = map[string]string{}
