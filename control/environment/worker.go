@@ -17,6 +17,9 @@ import (
 // tick is how often retired hosts are looked for without being told.
 const tick = 30 * time.Second
 
+// keepEvents is how long people can look what happened.
+const keepEvents = 90 * 24 * time.Hour
+
 // hostChanged is notified by module host; the payload is the host's id.
 const hostChanged = "host_changed"
 
@@ -29,6 +32,7 @@ func (s *Service) Lead(ctx context.Context) error {
 	g.Go(func() error {
 		return pg.ListenMany(ctx, s.pool, hostChanged, func(hosts []string) { s.follow(ctx, hosts) })
 	})
+	g.Go(func() error { return pg.Prune(ctx, s.pool, "environment_events", keepEvents, s.log) })
 	g.Go(func() error {
 		for t := time.NewTicker(tick); ctx.Err() == nil; {
 			select {

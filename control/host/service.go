@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/remotegpu/remotegpu/control/audit"
 	"github.com/remotegpu/remotegpu/control/auth"
 	"github.com/remotegpu/remotegpu/control/errs"
@@ -258,8 +260,19 @@ func (s *Service) announceAll(ctx context.Context, gone []string) {
 	}
 }
 
-// Run marks silent hosts offline until ctx ends.
+// keepEvents is how long people can look what happened.
+const keepEvents = 90 * 24 * time.Hour
+
+// Run marks silent hosts offline, and lets go of old events, until ctx ends: in
+// one replica at a time.
 func (s *Service) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.watchSilence(ctx) })
+	g.Go(func() error { return pg.Prune(ctx, s.pool, "host_events", keepEvents, s.log) })
+	return g.Wait()
+}
+
+func (s *Service) watchSilence(ctx context.Context) error {
 	tick := time.NewTicker(offlineAfter / 6)
 	defer tick.Stop()
 	for {
