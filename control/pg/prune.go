@@ -17,7 +17,7 @@ func Prune(ctx context.Context, pool *Pool, table string, keep time.Duration, lo
 	t := time.NewTicker(pruneEvery)
 	defer t.Stop()
 	for {
-		if err := prune(ctx, pool, table, keep, pruneBatch); err != nil && ctx.Err() == nil {
+		if err := prune(ctx, pool, table, keep); err != nil && ctx.Err() == nil {
 			log.Warn("old rows not deleted; it is tried again", "table", table, "err", err)
 		}
 		select {
@@ -28,10 +28,10 @@ func Prune(ctx context.Context, pool *Pool, table string, keep time.Duration, lo
 	}
 }
 
-func prune(ctx context.Context, db DB, table string, keep time.Duration, batch int64) error {
+func prune(ctx context.Context, db DB, table string, keep time.Duration) error {
 	for {
-		done, err := db.Exec(ctx, "delete from "+table+" where id in (select id from "+table+" where at < $1 limit $2)", time.Now().Add(-keep), batch)
-		if err != nil || done.RowsAffected() < batch {
+		done, err := db.Exec(ctx, "delete from "+table+" where id in (select id from "+table+" where at < $1 limit $2)", time.Now().Add(-keep), pruneBatch)
+		if err != nil || done.RowsAffected() < pruneBatch {
 			return err
 		}
 	}
