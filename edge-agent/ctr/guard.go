@@ -14,15 +14,13 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/remotegpu/remotegpu/edge-agent/network"
 )
 
 // maxAnswer is the most of an answer that is held in memory: a login's. Blobs go to
 // the disk, and containerd bounds the rest.
 const maxAnswer = 1 << 20
-
-// metadata is where clouds hand out a host's credentials, besides link-local
-// addresses.
-var metadata = []netip.Addr{netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("fd00:ec2::254")}
 
 // guard is what a pull speaks by. The registry may be anybody's, and sends on by
 // redirects, by the address of its login and by its name: to what only the host
@@ -78,13 +76,8 @@ func (g *guard) check(_, address string, _ syscall.RawConn) error {
 	}
 	ip := at.Addr().Unmap().WithZone("")
 	own := ip.IsLoopback() || ip.IsUnspecified()
-	if own && !g.local || ip.IsLinkLocalUnicast() || ip.IsMulticast() {
+	if own && !g.local || ip.IsLinkLocalUnicast() || ip.IsMulticast() || network.IsMetadata(ip) {
 		return fmt.Errorf("%s is the host's own and no registry", ip)
-	}
-	for _, m := range metadata {
-		if ip == m {
-			return fmt.Errorf("%s is the host's own and no registry", ip)
-		}
 	}
 	return nil
 }

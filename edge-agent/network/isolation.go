@@ -18,6 +18,14 @@ const tableName = "remotegpu"
 // metadata is where clouds hand out the host's credentials: most of them, and Alibaba.
 var metadata = []netip.Prefix{netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("100.100.100.200/32")}
 
+// metadata6 is Amazon's beside them; environments have no IPv6.
+var metadata6 = netip.MustParseAddr("fd00:ec2::254")
+
+// IsMetadata reports whether a cloud hands out the host's credentials at ip.
+func IsMetadata(ip netip.Addr) bool {
+	return ip == metadata6 || slices.ContainsFunc(metadata, func(p netip.Prefix) bool { return p.Contains(ip) })
+}
+
 // Ensure puts the isolation in place when it is not there, as after somebody's
 // "nft flush ruleset". It is one transaction: there is no moment with half of
 // it.
